@@ -6,8 +6,8 @@ mod dlt;
 mod domain;
 mod error;
 mod event;
+mod explained;
 pub mod logging;
-mod no_responders;
 mod outbox;
 mod output;
 mod provision;
@@ -258,7 +258,7 @@ impl Cli {
             _ => open_settings(&settings, SecretName::is_to_connect)?,
         };
         match self.run_with(settings.clone()).await {
-            Err(error) => Err(no_responders::explained(error, &settings).await),
+            Err(error) => Err(explained::explained(error, &settings).await),
             answer => answer,
         }
     }

@@ -4,6 +4,7 @@ use crate::domain::backlog::size::{beyond, exact};
 use crate::domain::event::Rejection;
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::Status;
+use crate::nats::subjects::described;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::SealError;
 use crate::settings::Quota;
@@ -14,7 +15,8 @@ pub enum ManagementError {
     #[error(transparent)]
     Nats(NatsError),
     #[error(
-        "{subject}: the stream does not exist; create the hub's streams with `hub provision`, or set nats.prefix to the prefix of your hub"
+        "{}: it does not exist; create the hub's streams with `hub provision`, or set nats.prefix to the prefix of your hub",
+        described(subject).what
     )]
     NotProvisioned { subject: String },
     /// Invalid input; nothing was changed.

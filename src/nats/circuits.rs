@@ -313,7 +313,7 @@ impl JetStream {
         let sent = self.client().publish(subject.clone(), incarnation.to_string().into());
         match tokio::time::timeout(self.request_timeout(), sent).await {
             Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
-            Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
+            Err(_) => Err(NatsError::timeout(subject, self.request_timeout())),
         }
     }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::agreement::SharedState;
 use super::error::{ApiError, BoxError, NatsError};
@@ -67,6 +68,8 @@ pub struct JetStream {
     connected: watch::Receiver<bool>,
     /// Number of connections lost so far; a change means that outstanding requests get no answer.
     lost: watch::Receiver<u64>,
+    /// The last error that the server reported on the connection, and when.
+    reported: watch::Receiver<Option<(Instant, String)>>,
     liveness: Arc<Liveness>,
     /// Somebody found that a stream or consumer does not exist.
     missing: Arc<Notify>,
@@ -89,6 +92,7 @@ impl JetStream {
         let (generation_sender, generation) = watch::channel(0u64);
         let (connected_sender, connected) = watch::channel(true);
         let (lost_sender, lost) = watch::channel(0u64);
+        let (reported_sender, reported) = watch::channel(None);
         let choice = ServerChoice::default();
         let mut connect = async_nats::ConnectOptions::new()
             .name(&options.name)
@@ -120,7 +124,10 @@ impl JetStream {
                         NatsDisconnected.emit();
                     }
                     Event::SlowConsumer(sid) => NatsMessagesDropped { sid }.emit(),
-                    Event::ServerError(error) => NatsErrorReported { error: &error }.emit(),
+                    Event::ServerError(error) => {
+                        reported_sender.send_replace(Some((Instant::now(), error.to_string())));
+                        NatsErrorReported { error: &error }.emit();
+                    }
                     Event::ClientError(error) => outage.attempt_failed(&error),
                     event => NatsClientEvent { event: &event }.emit(),
                 }
@@ -179,6 +186,7 @@ impl JetStream {
             generation,
             connected,
             lost,
+            reported,
             liveness: Arc::new(Liveness::new()),
             missing: Arc::default(),
             request_timeout: options.request_timeout,
@@ -254,7 +262,7 @@ impl JetStream {
         match tokio::time::timeout(timeout, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(NatsError::transport("flush".to_owned(), error)),
-            Err(_) => Err(NatsError::Timeout { subject: "flush".to_owned(), seconds: timeout.as_secs() }),
+            Err(_) => Err(NatsError::timeout("flush", timeout)),
         }
     }
 
@@ -287,6 +295,14 @@ impl JetStream {
         read_answer(subject, &answer.payload)
     }
 
+    /// The error of a request without an answer, which was sent at this time.
+    pub(super) fn unanswered(&self, subject: &str, sent: Instant) -> NatsError {
+        let reported = self.reported.borrow().clone();
+        let reported = reported.filter(|(at, _)| *at >= sent).map(|(_, error)| error);
+        let seconds = self.request_timeout.as_secs();
+        NatsError::Timeout { subject: subject.to_owned(), seconds, reported }
+    }
+
     pub(super) async fn request(
         &self,
         subject: &str,
@@ -302,8 +318,8 @@ impl JetStream {
         // Of requests before the connection was lost, the server may have carried out some.
         let mut lost = self.lost.clone();
         lost.mark_unchanged();
-        let timeout =
-            || NatsError::Timeout { subject: subject.to_owned(), seconds: self.request_timeout.as_secs() };
+        let sent = Instant::now();
+        let timeout = || self.unanswered(subject, sent);
         let answer = tokio::select! {
             // The limit also counts the wait for room in the client's queue, which is full if the connection stalls.
             answer = tokio::time::timeout(
@@ -339,10 +355,7 @@ impl JetStream {
     ) -> Result<T, NatsError> {
         match tokio::time::timeout(self.request_timeout, sending).await {
             Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
-            Err(_) => {
-                let seconds = self.request_timeout.as_secs();
-                Err(NatsError::Timeout { subject: subject.to_owned(), seconds })
-            }
+            Err(_) => Err(NatsError::timeout(subject, self.request_timeout)),
         }
     }
 }

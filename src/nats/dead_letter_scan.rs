@@ -95,8 +95,7 @@ impl JetStream {
                 return Ok(scan);
             }
             if readers >= MOST_READERS {
-                let seconds = self.request_timeout().as_secs();
-                return Err(NatsError::Timeout { subject: stream, seconds });
+                return Err(NatsError::timeout(stream, self.request_timeout()));
             }
         }
     }

@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 
 use super::connection::JetStream;
 use super::error::NatsError;
@@ -67,15 +68,15 @@ impl JetStream {
         look: &mut impl FnMut(StoredMessage),
     ) -> Result<Option<u64>, NatsError> {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let sent = Instant::now();
         let inbox = self.client().new_inbox();
         let mut answers = self.sent(&subject, self.client().subscribe(inbox.clone())).await?;
         self.sent(&subject, self.client().publish_with_reply(subject.clone(), inbox, request)).await?;
         let mut next = None;
         loop {
             let answer = tokio::time::timeout(self.request_timeout(), answers.next()).await;
-            let seconds = self.request_timeout().as_secs();
             let answer = answer
-                .map_err(|_| NatsError::Timeout { subject: subject.clone(), seconds })?
+                .map_err(|_| self.unanswered(&subject, sent))?
                 .ok_or_else(|| NatsError::Closed { subject: subject.clone() })?;
             let number = |name: &str| header(answer.headers.as_ref(), name)?.parse::<u64>().ok();
             // Checked before the status: a publisher may have written a status into the stored message.

@@ -1,10 +1,12 @@
 //! Errors of the NATS adapter. JetStream's error codes distinguish the errors of the server.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::registry::UnreadableRevision;
+use super::remedy::{self, about};
 use crate::domain::backlog::size::{beyond, exact};
 use crate::domain::dead_letter_room::Refusal;
 use crate::domain::shared_settings::UnreadableRecord;
@@ -12,7 +14,7 @@ use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
-#[error("{}", self.shown())]
+#[error("{}", remedy::shown(self))]
 pub struct ApiError {
     pub code: u16,
     #[serde(default)]
@@ -63,18 +65,6 @@ impl ApiError {
     pub const NO_PEERS: u16 = 10005;
     /// `JSNotEnabledErr` and `JSNotEnabledForAccountErr`
     pub const NOT_ENABLED: [u16; 2] = [10076, 10039];
-
-    fn shown(&self) -> String {
-        let Self { description, err_code, .. } = self;
-        if Self::WITHOUT_LEADER.contains(err_code) {
-            format!(
-                "JetStream is temporarily unavailable: it has no leader, or no quorum of its servers (error {err_code}); try \
-                 again later, and check the NATS servers if it lasts"
-            )
-        } else {
-            format!("{description} (JetStream error {err_code})")
-        }
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,52 +88,51 @@ pub enum NatsError {
     /// A file that the settings name.
     #[error("nats.{setting}: cannot use {}: {source}; set it to a readable file of this kind", path.display())]
     Settings { setting: &'static str, path: PathBuf, source: std::io::Error },
-    #[error(
-        "{subject}: no answer from the server within {seconds} s; a change may have been made all the same, so look before you \
-         repeat it; if this lasts, check the NATS servers, and that the NATS user may publish to {subject} and subscribe to its \
-         inbox (nats.inbox_prefix; nats/accounts.conf lists the permissions)"
-    )]
-    Timeout { subject: String, seconds: u64 },
-    #[error("{subject}: no responders; JetStream is off or the stream does not exist: run `hub provision`")]
+    #[error("{}", remedy::unanswered(subject, *seconds, reported.as_deref()))]
+    Timeout {
+        subject: String,
+        seconds: u64,
+        /// The error that the server reported on the connection meanwhile, such as a missing permission.
+        reported: Option<String>,
+    },
+    #[error("{}", remedy::nobody(subject))]
     NoResponders { subject: String },
     /// Nobody answered, because the stream had no leader.
-    #[error(
-        "{subject}: JetStream is temporarily unavailable: the stream had no leader; try again later, and check the NATS \
-         servers if it lasts"
-    )]
+    #[error("{}", remedy::leaderless(subject))]
     NoLeader { subject: String },
-    #[error("{subject}: {source}")]
+    #[error("{}: {source}", about(subject))]
     Api { subject: String, source: ApiError },
     #[error(
-        "{subject}: the message of {} is larger than the server's max_payload of {}; raise max_payload",
-        beyond(*size as u64, *limit as u64), exact(*limit as u64)
+        "{}: the message of {} is larger than the server's max_payload of {}; raise max_payload",
+        about(subject), beyond(*size as u64, *limit as u64), exact(*limit as u64)
     )]
     TooLarge { subject: String, size: usize, limit: usize },
     /// The subject cannot be published to; nothing was sent.
     #[error("{subject}: {reason}")]
     Subject { subject: String, reason: &'static str },
     /// The client failed to send or to receive.
-    #[error("{subject}: {source}")]
+    #[error("{}: {source}", about(subject))]
     Transport { subject: String, source: BoxError },
     /// There is no connection at the moment, and the caller does not wait for one.
     #[error("not connected to NATS; start nats-server, or check nats.url")]
     NotConnected,
     /// The server may or may not have carried out the request.
     #[error(
-        "{subject}: the connection to NATS was lost before the answer; a change may have been made all the same"
+        "{}: the connection to NATS was lost before the answer; a change may have been made all the same",
+        about(subject)
     )]
     ConnectionLost { subject: String },
     /// The connection is closed for good.
-    #[error("{subject}: the connection is closed")]
+    #[error("{}: the connection is closed", about(subject))]
     Closed { subject: String },
     /// The answer cannot be decoded.
-    #[error("{subject}: the answer could not be read: {source}")]
+    #[error("{}: the answer could not be read: {source}", about(subject))]
     Answer { subject: String, source: BoxError },
     /// A direct get ended with an unexpected status.
-    #[error("{subject}: the server answered with status {status} {description}")]
+    #[error("{}: the server answered with status {status} {description}", about(subject))]
     Status { subject: String, status: u16, description: String },
     /// A value could not be encoded; nothing was sent.
-    #[error("{subject}: could not encode the message: {source}")]
+    #[error("{}: could not encode the message: {source}", about(subject))]
     Encode { subject: String, source: BoxError },
     /// The last revision of a registry key cannot be read, and no earlier readable one is kept.
     #[error(
@@ -164,21 +153,24 @@ pub enum NatsError {
     LettersRefused { domain: String, refusal: Refusal },
     /// The events stream exists, and the bucket of the registry does not.
     #[error(
-        "{bucket}: the subscription registry is missing, so events wait; restore it with `hub registry import --create-registry \
-         --file <backup>`, or start with an empty one with `hub provision --create-registry`"
+        "{}: the subscription registry is missing, so events wait; restore it with `hub registry import --create-registry \
+         --file <backup>`, or start with an empty one with `hub provision --create-registry`",
+        about(bucket)
     )]
     RegistryMissing { bucket: String },
     /// The bucket is not the one that the events stream records.
     #[error(
-        "{bucket}: the subscription registry was deleted and created again, so events wait; restore it with `hub registry \
-         import --create-registry --file <backup>`, or accept it as it is with `hub provision --create-registry`"
+        "{}: the subscription registry was deleted and created again, so events wait; restore it with `hub registry \
+         import --create-registry --file <backup>`, or accept it as it is with `hub provision --create-registry`",
+        about(bucket)
     )]
     RegistryReplaced { bucket: String },
     /// The events stream records an id that no bucket can have, or settings without an id.
     #[error(
-        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged or \
+        "{}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged or \
          was removed; restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
-         bucket as it is with `hub provision --create-registry`"
+         bucket as it is with `hub provision --create-registry`",
+        about(bucket)
     )]
     RegistryIdDamaged { bucket: String },
     /// Something else is recorded in the place of the shared settings.
@@ -221,6 +213,11 @@ pub enum NatsError {
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl NatsError {
+    /// No answer came within this time.
+    pub(crate) fn timeout(subject: impl Into<String>, limit: Duration) -> Self {
+        Self::Timeout { subject: subject.into(), seconds: limit.as_secs(), reported: None }
+    }
+
     pub(crate) fn transport(subject: impl Into<String>, source: impl Into<BoxError>) -> Self {
         Self::Transport { subject: subject.into(), source: source.into() }
     }
@@ -361,105 +358,4 @@ impl NatsError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(code: u16, err_code: u16) -> NatsError {
-        let description = "as the server says it".to_owned();
-        NatsError::Api { subject: "s".to_owned(), source: ApiError { code, err_code, description } }
-    }
-
-    /// By the codes of nats-server 2.14.
-    #[test]
-    fn the_code_decides_whether_jetstream_is_unavailable() {
-        // Code, error code, unavailable, passing.
-        for (code, err_code, unavailable, passing) in [
-            (400, 10004, true, true),
-            (503, 10004, true, true),
-            (503, 10008, true, true),
-            (500, 10009, true, true),
-            (500, 10118, true, true),
-            (500, 10119, true, true),
-            (503, 10163, true, true),
-            (429, 10167, true, true),
-            (429, 10210, true, true),
-            (429, 10211, true, true),
-            // JetStream is off, or a stream is full: that does not pass by itself.
-            (503, 10076, false, true),
-            (503, 10039, false, true),
-            (503, 10077, false, true),
-            (503, 10023, false, true),
-            (400, 10005, false, false),
-            (500, 10006, false, false),
-            (404, 10059, false, false),
-            (404, 10014, false, false),
-            (404, 10037, false, false),
-            (400, 10071, false, false),
-            (500, 10057, false, false),
-            (400, 0, false, false),
-        ] {
-            let error = answer(code, err_code);
-            assert_eq!((error.is_unavailable(), error.is_passing()), (unavailable, passing), "{err_code}");
-            assert!(error.to_string().contains(&err_code.to_string()), "{error}");
-        }
-        for (error, unavailable) in [
-            (NatsError::NoLeader { subject: "s".to_owned() }, true),
-            (NatsError::NotConnected, true),
-            (NatsError::Timeout { subject: "s".to_owned(), seconds: 5 }, true),
-            (NatsError::ConnectionLost { subject: "s".to_owned() }, true),
-            // The stream may not exist.
-            (NatsError::NoResponders { subject: "s".to_owned() }, false),
-        ] {
-            assert_eq!((error.is_unavailable(), error.is_passing()), (unavailable, true), "{error}");
-        }
-    }
-
-    /// What a starting process waits for, and what ends it: no wait changes the credentials, the certificates, or the
-    /// configuration of the server.
-    #[test]
-    fn waiting_may_help_without_a_server_or_a_quorum_only() {
-        let (url, subject) = (|| "nats://x".to_owned(), || "s".to_owned());
-        let source = || -> BoxError { "as the client says it".into() };
-        let path = PathBuf::from("/nope");
-        for (error, passes) in [
-            (NatsError::Connect { url: url(), source: source() }, true),
-            (NatsError::Timeout { subject: subject(), seconds: 5 }, true),
-            (NatsError::Transport { subject: subject(), source: source() }, true),
-            (NatsError::ConnectionLost { subject: subject() }, true),
-            (NatsError::NotConnected, true),
-            (NatsError::NoLeader { subject: subject() }, true),
-            (answer(503, 10008), true),
-            (answer(503, 10004), true),
-            (answer(500, 10009), true),
-            (answer(429, 10167), true),
-            (NatsError::Tls { url: url(), source: source() }, false),
-            (NatsError::Login { url: url(), source: source() }, false),
-            (
-                NatsError::Settings {
-                    setting: "tls_ca_file",
-                    path,
-                    source: std::io::Error::from(std::io::ErrorKind::NotFound),
-                },
-                false,
-            ),
-            (NatsError::Closed { subject: subject() }, false),
-            (NatsError::NoResponders { subject: subject() }, false),
-            (answer(503, 10076), false),
-            (answer(503, 10039), false),
-            (answer(503, 10023), false),
-            (answer(404, 10059), false),
-            (NatsError::MessageIdSecret { key: subject() }, false),
-        ] {
-            assert_eq!(error.may_pass(), passes, "{error}");
-        }
-    }
-
-    #[test]
-    fn without_a_leader_the_message_says_that_it_passes() {
-        for err_code in ApiError::WITHOUT_LEADER {
-            let text = answer(503, err_code).to_string();
-            assert!(text.contains("temporarily unavailable") && text.contains("quorum"), "{text}");
-        }
-        assert_eq!(answer(404, 10059).to_string(), "s: as the server says it (JetStream error 10059)");
-    }
-}
+mod tests;

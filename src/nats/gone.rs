@@ -107,7 +107,7 @@ mod tests {
         for (code, err_code) in [(503, 10008), (500, 10057), (503, 10077), (400, 10003)] {
             assert!(unless_gone(answered(code, err_code)).is_err(), "{code} {err_code}");
         }
-        let silent = NatsError::Timeout { subject: "$JS.API".to_owned(), seconds: 5 };
+        let silent = NatsError::timeout("$JS.API", std::time::Duration::from_secs(5));
         assert!(unless_gone::<()>(Err(silent)).is_err());
     }
 

@@ -118,7 +118,7 @@ impl JetStream {
     /// Takes note that a caller waits no longer for the answer to a dead letter of this size.
     pub fn letter_unanswered(&self, domain: &str, size: usize, after: Duration) {
         let subject = self.names().dlt_stream(domain);
-        let error = NatsError::Timeout { subject, seconds: after.as_secs() };
+        let error = NatsError::timeout(subject, after);
         self.letter_rooms().note(domain, size, Err(&error));
     }
 

@@ -40,6 +40,7 @@ mod reader;
 mod redrive;
 mod registry;
 mod rejected;
+mod remedy;
 mod scan_names;
 mod server_choice;
 mod settled_notices;

@@ -54,7 +54,7 @@ impl OrderNoticeSender {
         let sent = self.js.client().publish(self.subject.clone(), encode(notice, self.process));
         match tokio::time::timeout(timeout, sent).await {
             Ok(sent) => sent.map_err(|error| NatsError::transport(self.subject.clone(), error)),
-            Err(_) => Err(NatsError::Timeout { subject: self.subject.clone(), seconds: timeout.as_secs() }),
+            Err(_) => Err(NatsError::timeout(self.subject.clone(), timeout)),
         }
     }
 }

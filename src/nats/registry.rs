@@ -155,7 +155,7 @@ impl Registry {
         };
         tokio::time::timeout(js.request_timeout(), caught_up)
             .await
-            .map_err(|_| NatsError::Timeout { subject: stream, seconds: js.request_timeout().as_secs() })
+            .map_err(|_| NatsError::timeout(stream, js.request_timeout()))
     }
 }
 

@@ -124,7 +124,7 @@ impl SettledNotices {
         let sent = self.js.client().publish(subject.clone(), encode(&Sent { outbox, process, notice }));
         match tokio::time::timeout(timeout, sent).await {
             Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
-            Err(_) => Err(NatsError::Timeout { subject, seconds: timeout.as_secs() }),
+            Err(_) => Err(NatsError::timeout(subject, timeout)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Builds and parses every subject, stream name and bucket name of the hub.
 
+mod described;
 mod lanes;
 mod places;
 
@@ -9,6 +10,7 @@ use crate::domain::bulk_job::BulkJobId;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
+pub use described::{Described, described};
 pub use lanes::*;
 
 /// The subject, stream and bucket names of one hub. All begin with the prefix (setting `nats.prefix`, `hub` by

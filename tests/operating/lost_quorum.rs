@@ -11,6 +11,9 @@ use crate::support::{
 };
 
 const STEP: Duration = Duration::from_secs(120);
+/// 32 bytes in base64.
+const MASTER_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
 /// The exit code of a command that may succeed later.
 const LATER: Option<i32> = Some(3);
 
@@ -22,7 +25,8 @@ fn says_that_it_passes(output: &Output) -> bool {
 async fn commands_say_that_jetstream_is_temporarily_unavailable() {
     let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
     let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
-    let settings = TestSettings::quick().with(|settings| settings.nats.replicas = Some(3));
+    let settings = TestSettings::quick().with_key(MASTER_KEY);
+    let settings = settings.with(|settings| settings.nats.replicas = Some(3));
     let hub = Hub::configured(&cluster.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     hub.cli_ok(&["publish", "user.created", "{}", "--id", "before"]).await;
@@ -39,6 +43,14 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
         "registry export",
         "publish user.created {} --id during",
         "publish user.created {}",
+        "provision",
+        "domain pause organization",
+        "subscription show nope",
+        "subscription pause nope",
+        "subscription resume nope",
+        "subscription remove nope --yes",
+        "subscription match user.created",
+        "secrets rotate",
     ] {
         let args: Vec<&str> = command.split(' ').collect();
         // Until a leader on the last node knows that it is alone, it is silent, or answers as before.
@@ -49,6 +61,11 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
         .await;
         assert_eq!(output.status.code(), LATER, "{command}: {}", print_output(&output));
         assert!(output.stdout.is_empty(), "{command}: {}", print_output(&output));
+        let text = String::from_utf8_lossy(&output.stderr);
+        for wrong in ["hub provision", "permission", "accounts.conf", "$JS", "STREAM.", "CONSUMER.", "INFO:"]
+        {
+            assert!(!text.contains(wrong), "{command}: {wrong:?}: {text}");
+        }
     }
     // A follower may answer these.
     for command in ["subscription list", "token list", "dlt stats", "provision --check", "event trace before"]

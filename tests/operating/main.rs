@@ -19,6 +19,7 @@ mod process;
 mod process_children;
 mod recorded_nonsense;
 mod registry;
+mod remedies;
 mod repeated_lines;
 mod replicas;
 mod serve_dev;

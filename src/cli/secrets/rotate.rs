@@ -30,6 +30,8 @@ pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer,
     let outdated = sealer.outdated_settings(settings);
     let js = connect(&open_settings(settings, SecretName::is_to_connect)?).await?;
     let stored = js.subscriptions().await?;
+    // Otherwise some may be missing.
+    js.confirm_registry_leader().await?;
     let bar = progress(stored.len(), "sealing");
     let (js, sealer_ref, bar_ref) = (&js, &sealer, &bar);
     let done: Vec<(String, Done)> = stream::iter(stored)

@@ -49,7 +49,11 @@ pub(super) async fn matching(
     let MatchOptions { key, tenant, source, attribute } = options;
     warn_without_domain(settings, &key);
     let sample = Sample { key, tenant, source, attributes: attribute };
-    let (found, unusable) = manage(settings).await?.matching(&sample).await?;
+    let management = manage(settings).await?;
+    let (found, unusable) = management.matching(&sample).await?;
+    if found.is_empty() {
+        management.jet_stream().confirm_registry_leader().await?;
+    }
     unusable.iter().for_each(|one| warn(&one.to_string()));
     let found: Vec<Value> = found.iter().map(|one| one.subscription.hidden_json()).collect();
     if found.is_empty() && !printer.is_json() {

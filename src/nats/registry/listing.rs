@@ -57,10 +57,9 @@ impl JetStream {
         'again: loop {
             let mut reader = OrderedReader::open(self, &stream, &options).await?;
             while reader.remaining > 0 {
-                let seconds = self.request_timeout().as_secs();
                 let Ok(event) = tokio::time::timeout(self.request_timeout(), reader.next()).await else {
                     reader.close().await;
-                    return Err(NatsError::Timeout { subject: stream, seconds });
+                    return Err(NatsError::timeout(stream, self.request_timeout()));
                 };
                 match event? {
                     OrderedEvent::Message(message) => {

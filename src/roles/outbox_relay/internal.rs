@@ -116,7 +116,7 @@ mod tests {
             answer(503, 10_023),
             answer(400, 10_002),
             answer(429, 10_167),
-            NatsError::Timeout { subject: subject(), seconds: 5 },
+            NatsError::timeout(subject(), std::time::Duration::from_secs(5)),
             NatsError::NoResponders { subject: subject() },
             NatsError::transport(subject(), "lost".to_owned()),
         ] {
