@@ -5,6 +5,7 @@ mod circuits;
 mod read;
 mod rotate;
 mod sample;
+mod waits;
 
 use std::path::PathBuf;
 
@@ -55,7 +56,7 @@ pub(super) enum SubscriptionCommand {
     /// `hub domain pause`
     Pause(Name),
     /// Resume a paused or disabled subscription; it gets events published from now on. Also of an active one, a probe is sent
-    /// at once if its circuit is open, and its hold ends
+    /// at once if its circuit is open, and its hold ends. Prints what still delays its envelopes
     Resume(Name),
     /// List the subscriptions that match an event; exit with 1 if none matches
     #[command(after_help = "Example:\n  hub subscription match user.created --tenant acme")]
@@ -240,16 +241,24 @@ async fn set_state(
     let stored = find(management, name).await?;
     let StateSet { stored, changed, hold_ended } = management.set_state(stored, state).await?;
     let Subscription { id, tenant, .. } = &stored.subscription;
+    let waits = match state {
+        SubscriptionState::Active => waits::found(management, &stored).await,
+        _ => Vec::new(),
+    };
     if printer.is_json() {
         let mut done = json!({"id": id, "tenant": tenant, "state": state, "changed": changed});
         if state == SubscriptionState::Active {
             done["hold_ended"] = hold_ended.into();
+            done["waits"] = json!(waits);
         }
         printer.json(&done)?;
     } else {
         let already = if changed { "" } else { "already " };
         let held = if hold_ended { ", hold ended" } else { "" };
         printer.line(&format!("{}: {already}{}{held}", shown(&stored), state.as_str()))?;
+        for wait in &waits {
+            printer.line(&format!("  {}", waits::text(wait, &shown(&stored))))?;
+        }
     }
     Ok(Answer::Yes)
 }

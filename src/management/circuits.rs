@@ -99,6 +99,16 @@ impl Management {
         Ok(rows)
     }
 
+    /// The circuit of a subscription in a domain, without its hold and what waits.
+    pub(super) async fn circuit(
+        &self,
+        domain: &str,
+        stored: &StoredSubscription,
+    ) -> Result<CircuitRow, ManagementError> {
+        let info = self.own_lane(domain, stored).await?;
+        Ok(CircuitRow::new(domain, stored, info.as_ref(), 0, None))
+    }
+
     /// The envelopes of the subscription in a domain outbox, whatever their lanes.
     async fn waiting(&self, domain: &str, stored: &StoredSubscription) -> Result<u64, ManagementError> {
         let token = reference(&stored.subscription)?.token().into_owned();

@@ -19,6 +19,7 @@ mod subscription_quota;
 mod subscriptions;
 pub mod traces;
 mod unreadable_entries;
+pub mod waits;
 mod write_rules;
 
 use std::collections::HashMap;

@@ -294,7 +294,7 @@ impl JetStream {
     }
 
     /// The end of the pause of a domain, if it is paused.
-    pub(super) async fn pause_of_domain(&self, stream: &str) -> Result<Option<OffsetDateTime>, NatsError> {
+    pub async fn pause_of_domain(&self, stream: &str) -> Result<Option<OffsetDateTime>, NatsError> {
         match self.consumer_info(stream, &lane_consumer(SHARED_LANE)).await {
             Ok(shared) => Ok(shared.pause_until().filter(|_| shared.paused)),
             Err(error) if error.is_not_found() => Ok(None),

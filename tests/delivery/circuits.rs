@@ -172,7 +172,9 @@ async fn an_open_circuit_survives_a_restart_of_the_hub_until_somebody_resumes_th
     assert_eq!(circuit(&hub).await["state"], "open");
 
     // A probe at once, of which all others wait; it fails.
-    hub.cli_ok(&["subscription", "resume", "broken"]).await;
+    let resumed = hub.cli_ok(&["subscription", "resume", "broken"]).await;
+    assert!(resumed.starts_with("broken: already active\n  policy-client: the circuit is "), "{resumed}");
+    assert!(!resumed.contains("user-lifecycle"), "{resumed}");
     hub.wait_for_log(OPEN_AGAIN, STEP).await;
     all_in_lane(&client, 100).await;
     assert_eq!(receiver.count("/broken"), tried + 1, "one probe");

@@ -57,6 +57,15 @@ async fn a_domain_paused_by_anyone_holds_its_deliveries() {
     let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
     assert_eq!(info["paused"], true, "{info}");
     assert_held(&client, &receiver, "by-hub", 0).await;
+    // Only of the subscription whose events the domain has.
+    let resumed = hub.cli_ok(&["subscription", "resume", "paused"]).await;
+    let (first, second) = resumed.trim_end().split_once('\n').expect("two lines");
+    assert_eq!(first, "paused: already active");
+    assert!(second.starts_with("  policy-client: the domain is paused until "), "{second}");
+    assert!(second.ends_with("`hub domain resume policy-client`"), "{second}");
+    let resumed = hub.cli_json(&["subscription", "resume", "paused"]).await;
+    assert_eq!(resumed["waits"][0]["reason"], "domain-paused", "{resumed}");
+    assert_eq!(hub.cli_ok(&["subscription", "resume", "other"]).await.trim(), "other: already active");
     // A pause outlasts the process.
     assert!(hub.terminate().await.success());
     hub.start();
