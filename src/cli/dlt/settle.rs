@@ -38,7 +38,7 @@ pub(crate) struct ReplayOptions {
     /// replayed
     #[arg(long, conflicts_with_all = ["ids", "force", "wait"])]
     drain: bool,
-    /// Time without room after which --drain ends
+    /// Time without progress after which --drain ends
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
     patience: Duration,
     /// Also replay dead letters with a replay in progress, if their envelopes are known to be lost: each is sent once more
