@@ -295,10 +295,16 @@ impl JetStream {
         read_answer(subject, &answer.payload)
     }
 
-    /// The error of a request without an answer, which was sent at this time.
+    /// The error of a request without an answer, which was sent at this time. What the server has reported since is shown
+    /// if it names the request or its inbox, and decides nothing.
     pub(super) fn unanswered(&self, subject: &str, sent: Instant) -> NatsError {
+        let inbox = self.client.new_inbox();
+        let inbox = inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix);
         let reported = self.reported.borrow().clone();
-        let reported = reported.filter(|(at, _)| *at >= sent).map(|(_, error)| error);
+        let reported = reported.filter(|(at, error)| {
+            *at >= sent && [subject, inbox].into_iter().any(|name| error.contains(name))
+        });
+        let reported = reported.map(|(_, error)| error);
         let seconds = self.request_timeout.as_secs();
         NatsError::Timeout { subject: subject.to_owned(), seconds, reported }
     }

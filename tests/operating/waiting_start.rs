@@ -8,7 +8,7 @@ use hub_testkit::broker_process::{BrokerCluster, BrokerOptions};
 use tokio::time::Instant;
 
 use crate::support::{
-    Hub, TestBroker, TestSettings, eventually, free_port, http_client, nats_server, require_tool,
+    FaultProxy, Hub, TestBroker, TestSettings, eventually, free_port, http_client, nats_server, require_tool,
 };
 
 const STEP: Duration = Duration::from_secs(120);
@@ -52,6 +52,36 @@ async fn a_process_without_a_server_waits_for_it() {
     let (_, text) = hub.readiness().await;
     assert_eq!(text.trim(), "ready", "no warning is left");
     drop(broker);
+}
+
+#[tokio::test]
+async fn a_process_waits_for_a_server_that_accepts_connections_and_says_nothing() {
+    let broker = TestBroker::start().await;
+    let proxy = FaultProxy::start(&broker.url()).await;
+    proxy.freeze();
+    let limit = ["--set", "nats.connect_timeout=2s"];
+    let mut hub = Hub::serve(&proxy.url("nats"), &TestSettings::quick(), &limit);
+    waits_for(&hub, &["not ready: connection to the NATS server", "timed out"]).await;
+    proxy.thaw();
+    hub.ready().await;
+}
+
+/// Permissions may be granted without a restart of the hub, so it waits, and says which one is missing.
+#[tokio::test]
+async fn a_process_without_a_permission_says_which_one() {
+    let mut options = BrokerOptions::new(nats_server());
+    options.extra_config =
+        "authorization { users: [{user: hub, password: right, permissions: {publish: {deny: \
+                            [\"$JS.API.>\"]}}}] }\n"
+            .to_owned();
+    let broker = TestBroker::start_with(options).await;
+    let settings = TestSettings::quick();
+    let settings = settings.with(|settings| settings.nats.request_timeout = Some(Duration::from_secs(2)));
+    let login = ["--set", "nats.user=hub", "--set", "nats.password=right"];
+    let mut hub = Hub::serve(&broker.url(), &settings, &login);
+    waits_for(&hub, &["not ready: JetStream\n", "which reported: ", "$JS.API.INFO", "give the NATS user"])
+        .await;
+    assert_eq!(hub.terminate().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -17,7 +17,11 @@ pub struct RegistrySize {
 impl Registry {
     /// Reads the size of the bucket.
     pub async fn size(&self, js: &JetStream) -> Result<RegistrySize, NatsError> {
-        let StreamInfo { created, state, .. } = js.registry_info().await?;
+        let info = js.registry_info().await?;
+        if !info.has_leader() {
+            return Err(NatsError::NoLeader { subject: js.names().subscriptions_stream() });
+        }
+        let StreamInfo { created, state, .. } = info;
         let read_up_to = self.read_up_to.borrow();
         let read = if read_up_to.made == created { read_up_to.revision } else { 0 };
         Ok(RegistrySize {
