@@ -21,12 +21,17 @@ enum Question {
     NoRegistry { subject: String },
     /// Whether a subscription does not exist, or its server does not know it.
     NotFound,
+    /// The same for a dead letter.
+    NoLetter,
 }
 
 impl Question {
     fn of(error: &CliError) -> Option<Self> {
         let error = match error {
             CliError::NoSubscription { .. } => return Some(Self::NotFound),
+            CliError::NotFound { source: ManagementError::NoDeadLetter { .. }, .. } => {
+                return Some(Self::NoLetter);
+            }
             CliError::Management(error) => error,
             _ => return None,
         };
@@ -54,6 +59,16 @@ impl Question {
             }
             Self::Silence { subject } => js.why_silent(&subject).await,
             Self::NotFound => js.confirm_registry_leader().await.err(),
+            Self::NoLetter => {
+                let mut found = None;
+                for domain in &settings.domains {
+                    found = js.confirm_leader_of(&js.names().dlt_stream(&domain.name)).await.err();
+                    if found.is_some() {
+                        break;
+                    }
+                }
+                found
+            }
             Self::NoRegistry { subject } => {
                 return match check_joining(js, &shared_settings(settings)).await {
                     Ok(Joinable { registry: Some(lost), .. }) => lost.into(),
@@ -64,7 +79,10 @@ impl Question {
         };
         match (error, found) {
             (error, None) => error,
-            (CliError::Management(error), Some(found)) => CliError::Management(error.with_source(found)),
+            (
+                CliError::Management(error @ (ManagementError::Nats(_) | ManagementError::PartlyDone { .. })),
+                Some(found),
+            ) => CliError::Management(error.with_source(found)),
             (_, Some(found)) => found.into(),
         }
     }

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::error::{Answer, CliError};
-use super::output::{Printer, cell, confirm};
+use super::output::{Printer, cell, confirm, warn};
 use super::{manage, operator, selector};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionState};
@@ -127,7 +127,14 @@ pub(super) async fn run(
         SubscriptionCommand::Apply { file } => apply::run(&file, settings, printer).await,
         SubscriptionCommand::List { tenant, event, state } => {
             let filter = SubscriptionFilter { tenant, event, state };
-            let (found, unreadable) = manage(settings).await?.subscriptions_and_unreadable(&filter).await?;
+            let management = manage(settings).await?;
+            let (found, unreadable) = management.subscriptions_and_unreadable(&filter).await?;
+            // Without a leader, some may be missing.
+            match management.jet_stream().confirm_registry_leader().await {
+                Err(error) if found.is_empty() => return Err(error.into()),
+                Err(error) => warn(&format!("the latest changes may be missing: {error}")),
+                Ok(()) => {}
+            }
             list(&marked(&found, &unreadable), printer)
         }
         SubscriptionCommand::Show { name, circuits } => {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::error::{Answer, CliError};
-use super::output::{Printer, confirm, time};
+use super::output::{Printer, confirm, time, warn};
 use super::{connect, tenant};
 use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId};
 use crate::domain::duration;
@@ -119,7 +119,14 @@ fn shown(token: &StoredToken) -> Value {
 }
 
 async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let tokens = connect(settings).await?.tokens().await?;
+    let js = connect(settings).await?;
+    let tokens = js.tokens().await?;
+    // Without a leader, some may be missing.
+    match js.confirm_leader_of(&js.names().tokens_stream()).await {
+        Err(error) if tokens.is_empty() => return Err(error.into()),
+        Err(error) => warn(&format!("the latest changes may be missing: {error}")),
+        Ok(()) => {}
+    }
     if printer.is_json() {
         let shown = tokens.iter().map(|token| match token {
             TokenEntry::Readable(token) => shown(token),

@@ -19,9 +19,13 @@ impl JetStream {
 
     /// Fails if the bucket of the registry has no leader, so that it may have what was not found.
     pub async fn confirm_registry_leader(&self) -> Result<(), NatsError> {
-        let stream = self.names().subscriptions_stream();
-        match self.stream_info(&stream).await {
-            Ok(info) if !info.has_leader() => Err(NatsError::NoLeader { subject: stream }),
+        self.confirm_leader_of(&self.names().subscriptions_stream()).await
+    }
+
+    /// The same for any stream, of which only the state may be read.
+    pub async fn confirm_leader_of(&self, stream: &str) -> Result<(), NatsError> {
+        match self.stream_info(stream).await {
+            Ok(info) if !info.has_leader() => Err(NatsError::NoLeader { subject: stream.to_owned() }),
             Err(error) if error.is_without_leader() => Err(error),
             _ => Ok(()),
         }
