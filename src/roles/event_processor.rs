@@ -280,7 +280,11 @@ impl EventProcessor {
                     again.clone(),
                     notes,
                     place,
-                    Most { events: capacity, room: room_bytes as usize / 2 },
+                    Most {
+                        events: capacity,
+                        room: room_bytes as usize / 2,
+                        age: self.settings.stream_parameters.duplicate_window / 2,
+                    },
                 );
                 let committer = Committer::new(
                     in_order,

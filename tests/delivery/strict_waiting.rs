@@ -7,7 +7,9 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::strict::{accepted, assert_in_order, ids_of, publish_in_order, strict};
-use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription};
+use crate::support::{
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription,
+};
 
 const STEP: Duration = Duration::from_secs(90);
 const EVENTS: &str = "HUB_EVENTS";
@@ -147,4 +149,56 @@ async fn two_processes_hand_no_event_back_for_the_order() {
     })
     .await;
     assert_eq!(deliveries(&client).await, 1_000);
+}
+
+/// Changes settings of a stream, as an operator may.
+async fn set_stream(broker: &TestBroker, client: &TestClient, stream: &str, changes: &Value) {
+    let mut config = client.js.stream_info(stream).await.expect("there").config;
+    config.extend(changes.as_object().expect("fields").clone());
+    let body = serde_json::to_vec(&config).expect("JSON");
+    let subject = format!("$JS.API.STREAM.UPDATE.{stream}");
+    let answer = broker.client().await.request(subject, body.into()).await.expect("answered");
+    let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+    assert!(answer["error"].is_null(), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_committed_early_is_not_stored_again_while_the_outbox_refuses_the_rest() {
+    const WINDOW: Duration = Duration::from_secs(1);
+    const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client
+        .subscribe([
+            strict("strict", &receiver.url("/strict"), &json!({"timeout": "60s"})),
+            subscription("free", &["user.>"], &receiver.url("/free")),
+        ])
+        .await;
+    set_stream(&broker, &client, OUTBOX, &json!({"duplicate_window": WINDOW.as_nanos() as u64})).await;
+    let stored = async || client.js.stream_info(OUTBOX).await.expect("there").state.last_seq;
+    let before = stored().await;
+    let (open, gate) = Behaviour::gate();
+    receiver.set("/strict", gate);
+    let events = ids("event", 2);
+    publish_in_order(&client, &events[..1]).await;
+    receiver.wait_accepted("/free", 1, STEP).await;
+    let only_strict = async || match broker.messages(OUTBOX).await {
+        1 => Ok(()),
+        other => Err(other),
+    };
+    eventually(STEP, "only the strict envelope is left", only_strict).await;
+    // The strict lane has no room for a second one.
+    let one = json!({"max_msgs_per_subject": 1, "discard_new_per_subject": true});
+    set_stream(&broker, &client, OUTBOX, &one).await;
+    publish_in_order(&client, &events[1..]).await;
+    receiver.wait_accepted("/free", 2, STEP).await;
+    tokio::time::sleep(3 * WINDOW).await;
+    assert_eq!(broker.messages(OUTBOX).await, 1, "the strict envelope of the second event is refused");
+    open.send(true).expect("the receiver runs");
+    all_arrive_once(&receiver, &events).await;
+    broker.nothing_pending_within(STEP).await;
+    assert_eq!(stored().await - before, 4, "each envelope is stored once");
 }

@@ -83,6 +83,14 @@ pub(super) struct Backlogs {
     unknown: HashMap<String, Duration>,
 }
 
+/// The events of a group.
+pub(super) struct Admitted {
+    /// Those that are to be committed.
+    pub(super) events: Vec<Planned>,
+    /// Those that cannot be committed now, and are committed in part.
+    pub(super) kept: Vec<Planned>,
+}
+
 /// An envelope that may not be added, by the positions of its event and of itself.
 struct Doubtful {
     event: usize,
@@ -123,12 +131,12 @@ impl Backlogs {
         (Self { js, domain, shared, schedule, metrics, all, refused, unknown }, watch)
     }
 
-    /// Puts each envelope of a group into its lane, and dead-letters those over quota. Returns the events that are to be
-    /// committed; the others are handed back. `known`: envelopes that the stream may have already, which it drops.
-    pub(super) async fn admit(&mut self, mut group: Vec<Planned>, known: &Recent) -> Vec<Planned> {
+    /// Puts each envelope of a group into its lane, and dead-letters those over quota. Events that cannot be committed and
+    /// may return to the stream are handed back. `known`: envelopes that the stream may have already, which it drops.
+    pub(super) async fn admit(&mut self, mut group: Vec<Planned>, known: &Recent) -> Admitted {
         let mut doubtful = self.place(&mut group, known);
         if doubtful.is_empty() {
-            return group;
+            return Admitted { events: group, kept: Vec::new() };
         }
         if doubtful.iter().any(|one| matches!(one.refusal, Refusal::Perhaps)) {
             let (fair, counted) = tokio::join!(self.is_fair(), self.look_again(&doubtful));

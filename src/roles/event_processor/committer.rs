@@ -190,7 +190,7 @@ impl Committer {
                 load = load.and(more);
                 group.push(planned);
             }
-            let group = self.backlogs.admit(group, &self.recent).await;
+            let group = self.backlogs.admit(group, &self.recent).await.events;
             if room.is_one_batch(load) {
                 self.commit(group).await;
             } else {
@@ -288,7 +288,7 @@ impl Committer {
     async fn refused(&mut self, planned: Planned, error: &NatsError) {
         if error.api().is_none() {
             self.block(error, 0);
-            return self.hand_back(vec![planned]).await;
+            return self.try_later(planned).await;
         }
         if error.is_batch_too_large() {
             self.outbox.lower_batch(planned.envelopes.len() / 2);
@@ -304,8 +304,17 @@ impl Committer {
             Refusal::InParts => self.start_in_parts(planned).await,
             Refusal::Waits => {
                 self.block(error, planned.bytes());
-                self.hand_back(vec![planned]).await;
+                self.try_later(planned).await;
             }
+        }
+    }
+
+    /// Hands an event back, or keeps it in its place in the order if it is committed in part.
+    async fn try_later(&mut self, planned: Planned) {
+        if planned.is_committed_in_part() {
+            self.in_order.keep(planned);
+        } else {
+            self.hand_back(vec![planned]).await;
         }
     }
 

@@ -1,8 +1,8 @@
 //! An ordered event's envelopes without a strict order do not wait for earlier events: they are committed at once, and
 //! the event waits with the others.
 //!
-//! Such an event does not return to its stream while this process runs: when it came again after the duplicate window,
-//! these envelopes would be stored twice. So their number is bounded, and with it their part of the memory for events
+//! Such an event does not return to its stream while this process runs, also if the outbox or a dead-letter stream has no room
+//! for the rest: when it came again after the duplicate window, these envelopes would be stored twice. So their number is bounded, and with it their part of the memory for events
 //! that wait. An event without such a place waits as a whole.
 
 use std::collections::HashMap;
@@ -46,6 +46,11 @@ impl Planned {
         self.later = Some(later);
         self.early = Some(place);
         self.ordered = false;
+    }
+
+    /// Whether some of its envelopes are committed, so that it must not return to its stream.
+    pub(super) fn is_committed_in_part(&self) -> bool {
+        self.early.is_some() && self.later.is_none()
     }
 
     /// The envelopes that were left are committed: those that were set aside are next. Returns false if there are none.

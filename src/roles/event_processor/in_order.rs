@@ -45,11 +45,15 @@ const AT_ONCE: usize = 16;
 /// Messages that are looked up before the next pause. A long backlog is settled faster than it is looked through.
 const MOST_LOOKED_UP: usize = 64;
 
-/// The most events that wait, and the most permits for memory that they have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Most {
+    /// Events that wait.
     pub(super) events: usize,
+    /// Permits for memory that these have.
     pub(super) room: usize,
+    /// The age of an event that is taken over. An older one may have been committed in part so long ago that the outbox would
+    /// not recognize a repetition. If its process has ended, the server has delivered it again before.
+    pub(super) age: Duration,
 }
 
 /// The ordered events of one domain that wait.
@@ -170,6 +174,12 @@ impl InOrder {
         if let Some(before) = self.waiting.insert(sequence, planned) {
             self.room = self.room.saturating_sub(before.room.num_permits());
         }
+    }
+
+    /// Adds an event again that cannot be committed for a while.
+    pub(super) fn keep(&mut self, planned: Planned) {
+        self.put_back(planned);
+        self.pause();
     }
 
     fn take(&mut self, sequence: u64) -> Option<Planned> {
@@ -325,7 +335,10 @@ impl InOrder {
         let mut messages = stream::iter(look_ups).buffered(AT_ONCE);
         while let Some(message) = messages.next().await {
             let Some(message) = message? else { continue };
-            let sequence = message.sequence;
+            let (sequence, stored_at) = (message.sequence, message.stored_at());
+            if stored_at.is_none_or(|stored_at| self.js.now() - stored_at > self.most.age) {
+                continue;
+            }
             if self.again.fan_out(&self.js, stream, message) {
                 EventTakenOver { sequence }.emit();
             } else {

@@ -10,7 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use super::super::committer::{BUSY_DELAY, MOST_BLOCKED_DELAY, Planned};
-use super::{Backlogs, Doubtful, Refusal, Shared};
+use super::{Admitted, Backlogs, Doubtful, Refusal, Shared};
 use crate::domain::backlog::{PATIENCE, Unstored};
 use crate::facts::{DomainMetrics, ExcessKept, ExcessWaits, ExcessWaitsNoLonger};
 use crate::nats::{EnvelopeMessage, Fate};
@@ -45,13 +45,8 @@ struct Letter {
 type Positions = HashMap<usize, HashSet<usize>>;
 
 impl Backlogs {
-    /// Takes the refused envelopes out of their events and dead-letters them. Returns the events that can be committed,
-    /// and hands the others back.
-    pub(super) async fn dead_letter(
-        &mut self,
-        mut group: Vec<Planned>,
-        doubtful: Vec<Doubtful>,
-    ) -> Vec<Planned> {
+    /// Takes the refused envelopes out of their events and dead-letters them.
+    pub(super) async fn dead_letter(&mut self, mut group: Vec<Planned>, doubtful: Vec<Doubtful>) -> Admitted {
         let mut letters = Vec::new();
         let mut out = Positions::new();
         for Doubtful { event, envelope: at, token, refusal, .. } in doubtful {
@@ -64,16 +59,20 @@ impl Backlogs {
         }
         let unstored = self.put(letters).await;
         let waiting = self.keep(&mut group, unstored, &mut out);
-        let mut admitted = Vec::with_capacity(group.len());
+        let mut admitted = Admitted { events: Vec::with_capacity(group.len()), kept: Vec::new() };
         for (event, mut planned) in group.drain(..).enumerate() {
             if let Some(delay) = waiting.get(&event) {
-                planned.message.acker.nak(Some(*delay)).await;
+                if planned.is_committed_in_part() {
+                    admitted.kept.push(planned);
+                } else {
+                    planned.message.acker.nak(Some(*delay)).await;
+                }
                 continue;
             }
             if let Some(out) = out.get(&event).filter(|out| !out.is_empty()) {
                 take_out(&mut planned, out);
             }
-            admitted.push(planned);
+            admitted.events.push(planned);
         }
         admitted
     }

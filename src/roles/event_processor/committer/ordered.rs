@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::super::backlogs::Admitted;
 use super::{Committer, MOST_BYTES, Planned};
 use crate::facts::{EventRepeated, OrderedEventsWait};
 use crate::nats::{BatchError, EnvelopeMessage, NatsError};
@@ -87,14 +88,15 @@ impl Committer {
         self.in_order.ask_for_lanes(&group);
         let places: Vec<(u64, Box<str>)> =
             group.iter().map(|planned| (planned.message.stream_sequence, planned.tenant.clone())).collect();
-        let admitted = self.backlogs.admit(group, &self.recent).await;
-        let admitted = self.until_first_missing(&places, admitted);
+        let Admitted { events, kept } = self.backlogs.admit(group, &self.recent).await;
+        let admitted = self.until_first_missing(&places, events);
+        kept.into_iter().for_each(|planned| self.in_order.keep(planned));
         self.write_in_order(admitted).await;
         self.backlogs.settled();
         self.in_order.tell().await;
     }
 
-    /// An event that is not admitted went back to the stream: those behind it wait.
+    /// An event that is not admitted went back to the stream, or is kept: those behind it wait.
     fn until_first_missing(
         &mut self,
         places: &[(u64, Box<str>)],

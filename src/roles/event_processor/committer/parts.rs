@@ -35,7 +35,7 @@ impl Committer {
     /// Writes an event in parts. While the rest of another one waits, it is handed back.
     pub(super) async fn start_in_parts(&mut self, planned: Planned) {
         if self.rest.is_some() {
-            return self.hand_back(vec![planned]).await;
+            return self.try_later(planned).await;
         }
         let next_heartbeat = Instant::now() + HEARTBEAT;
         self.write_parts(Rest { planned, done: 0, next_try: Instant::now(), next_heartbeat }).await;
