@@ -13,6 +13,9 @@ const FREE_PART: usize = 4;
 const FREE_PART_STUCK: usize = 16;
 /// A queue whose items leave soon may have this many if half of the free memory allows it.
 const ALWAYS: usize = 8;
+/// New subscriptions leave the whole divided by this to the others. Of the rest, one of them may have two thirds of what is
+/// free: a fifth of the whole, like any other, if it is alone.
+const NEW_PART: usize = 2;
 /// Memory is short if less than the whole divided by this is free.
 const SHORT_PART: usize = 16;
 /// A queue from which nothing has ended for this long does not move.
@@ -22,10 +25,16 @@ impl<T> FairShare<T> {
     /// The number of items of a subscription that may wait at the moment.
     pub(super) fn allowance(&self, subscription: &Identity, now: Duration) -> usize {
         let free = self.free_memory();
-        // Nothing is known yet of a new subscription; if it hangs, its items are given back.
-        let allowed = match self.find(subscription).is_none_or(|queue| queue.flows(now)) {
+        let queue = self.find(subscription);
+        let allowed = match queue.is_none_or(|queue| queue.flows(now)) {
             // What may be read at all is bounded elsewhere.
             true if self.slots.are_used_well(self.for_waiting(), now) => usize::MAX,
+            // Nothing is known yet of a new subscription. However many there are, half of the memory is for the others, which
+            // would have to move if new ones that hang had it all.
+            true if queue.is_none_or(|queue| queue.is_new) => {
+                let free = free.saturating_sub(self.for_waiting() / NEW_PART);
+                (free * 2 / 3).max(ALWAYS.min(free / 2))
+            }
             true => (free / FREE_PART).max(ALWAYS.min(free / 2)),
             false => free / FREE_PART_STUCK,
         };

@@ -123,6 +123,27 @@ fn endpoints_that_are_slower_than_their_events() {
     check("1 with 10 times what it can take", &slow);
 }
 
+/// Endpoints that work stay in the shared lane: there are many other lanes then, which take turns.
+#[test]
+fn a_burst_of_many_endpoints_that_hang_moves_only_their_own_envelopes() {
+    for seed in 0..seeds() {
+        let mut simulation = Simulation::new(seed);
+        for _ in 0..HEALTHY {
+            simulation.add(&Traffic { rate: HEALTHY_RATE / HEALTHY as f64, ..Traffic::default() });
+        }
+        simulation.run_for(BEFORE);
+        failing(300, Endpoint::hangs()).iter().for_each(|traffic| simulation.add(traffic));
+        simulation.add_backlog(300, 20);
+        for second in 0..40 {
+            simulation.run_for(Duration::from_secs(1));
+            let p99 = simulation.measure(0..HEALTHY).p99();
+            assert!(p99 <= Duration::from_millis(100), "seed {seed}, second {second}: p99 {p99:?}");
+        }
+        assert_eq!(simulation.with_lanes(0..HEALTHY), 0, "seed {seed}");
+        simulation.assert_none_lost();
+    }
+}
+
 /// Nothing is known of the subscriptions of a process that has just started, and what the failing ones could not take comes
 /// first.
 #[test]

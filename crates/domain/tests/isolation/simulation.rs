@@ -195,6 +195,11 @@ impl Simulation {
         self.spilled
     }
 
+    /// How many of these have a lane of their own.
+    pub(crate) fn with_lanes(&self, subscriptions: Range<usize>) -> usize {
+        self.subscriptions[subscriptions].iter().filter(|subscription| subscription.has_lane).count()
+    }
+
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
