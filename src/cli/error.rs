@@ -188,10 +188,10 @@ impl CliError {
             | Self::ForeignCursor { .. }
             | Self::NotAsJson(_) => 2,
             Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } if error.is_transient() => 3,
-            Self::Management(error) if error.is_unavailable() => 3,
+            Self::Management(error) if error.is_unavailable() && !error.is_refused() => 3,
             Self::TraceCut { .. } => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
-                if error.is_passing() =>
+                if error.is_passing() && !error.is_refused() =>
             {
                 3
             }

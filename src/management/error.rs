@@ -155,6 +155,11 @@ impl ManagementError {
         matches!(self, Self::Nats(error) | Self::PartlyDone { source: error, .. } if error.is_unavailable())
     }
 
+    /// The server refuses this client.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Nats(error) if error.is_refused())
+    }
+
     /// Replaces the error of the server, if there is one, by what is found out about it.
     #[must_use]
     pub fn with_source(self, found: NatsError) -> Self {

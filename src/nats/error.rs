@@ -268,9 +268,14 @@ impl NatsError {
             || self.api().is_some_and(|error| ApiError::WITHOUT_LEADER.contains(&error.err_code))
     }
 
+    /// The server refuses this client: its login, or TLS.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Login { .. })
+    }
+
     /// Waiting may help, without a change of the settings or of the server's configuration.
     pub fn may_pass(&self) -> bool {
-        self.is_unavailable() && !matches!(self, Self::Tls { .. } | Self::Login { .. } | Self::Closed { .. })
+        self.is_unavailable() && !self.is_refused() && !matches!(self, Self::Closed { .. })
     }
 
     /// The server's error, if it sent one.

@@ -146,13 +146,16 @@ async fn what_no_wait_mends_ends_the_start_at_once() {
     ends_with(&unused, &["--domain", "nope"], 1, "--domain nope: unknown domain").await;
     // TLS with a server that has none.
     let tls = plain.url().replace("nats://", "tls://");
-    ends_with(&tls, &[], 3, "cannot use TLS with the NATS server").await;
+    ends_with(&tls, &[], 1, "cannot use TLS with the NATS server").await;
     // Credentials that the server refuses.
     let mut options = BrokerOptions::new(nats_server());
     options.extra_config = "authorization { user: hub, password: right }\n".to_owned();
     let guarded = TestBroker::start_with(options).await;
     let wrong = ["--set", "nats.user=hub", "--set", "nats.password=wrong"];
-    ends_with(&guarded.url(), &wrong, 3, "cannot log in to the NATS server").await;
+    ends_with(&guarded.url(), &wrong, 1, "cannot log in to the NATS server").await;
+    let hub = Hub::configured(&guarded.url(), &TestSettings::quick());
+    let listed = hub.cli(&[&wrong[..], &["subscription", "list"]].concat()).await;
+    assert_eq!(listed.status.code(), Some(1), "{listed:?}");
     // A server without JetStream.
     let mut options = BrokerOptions::new(nats_server());
     options.jetstream = false;
