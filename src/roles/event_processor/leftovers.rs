@@ -30,8 +30,11 @@ const MOST_PER_LOOK: usize = 2_000;
 /// Most events whose traces are looked for together, and their bytes.
 const MOST_TOGETHER: usize = 256;
 const MOST_BYTES_TOGETHER: usize = 8 * 1024 * 1024;
-/// Events that are being fanned out.
+/// Events that are being fanned out, and their size in KiB.
 const MOST_IN_FLIGHT: usize = MOST_TOGETHER;
+const MOST_KIB_IN_FLIGHT: usize = 16 * 1024;
+/// What a small event counts for, so that there are at most [`MOST_IN_FLIGHT`].
+const LEAST_KIB: usize = MOST_KIB_IN_FLIGHT / MOST_IN_FLIGHT;
 
 pub(super) struct Sweep {
     js: JetStream,
@@ -46,22 +49,25 @@ pub(super) struct Sweep {
 #[derive(Clone)]
 pub(super) struct Again {
     planner: mpsc::Sender<Held>,
-    in_flight: Arc<Semaphore>,
+    /// In KiB.
+    room: Arc<Semaphore>,
 }
 
 impl Again {
     /// Returns the events as well.
     pub(super) fn new() -> (Self, mpsc::Receiver<Held>) {
         let (planner, receiver) = mpsc::channel(MOST_IN_FLIGHT);
-        (Self { planner, in_flight: Arc::new(Semaphore::new(MOST_IN_FLIGHT)) }, receiver)
+        (Self { planner, room: Arc::new(Semaphore::new(MOST_KIB_IN_FLIGHT)) }, receiver)
     }
 
     /// Passes an event to the planner; returns false if too many are on their way.
     pub(super) fn fan_out(&self, js: &JetStream, stream: &str, message: StoredMessage) -> bool {
-        let Ok(permit) = self.in_flight.clone().try_acquire_owned() else { return false };
+        let size = (message.payload.len() / 1024).clamp(LEAST_KIB, MOST_KIB_IN_FLIGHT);
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        let Ok(permit) = self.room.clone().try_acquire_many_owned(size) else { return false };
         // The server does not count its deliveries: one that causes a panic is rejected at once.
         let Some(message) = js.as_delivered(stream, CONSUMER, panics::TRIES, message) else { return false };
-        // There is room for each permit. The channel is closed when the process stops.
+        // The channel has a place for each permit. The channel is closed when the process stops.
         self.planner.try_send((message, permit)).is_ok()
     }
 }
