@@ -177,8 +177,10 @@ async fn envelopes_beyond_the_memory_move_to_lanes_of_their_own() {
         Ok(())
     })
     .await;
+    // The pool has 64 slots. Attempts that take more than a second leave them, at most a quarter of `delivery.held`.
+    const MOST: usize = 64 + HELD as usize / 4;
     let in_flight = hub.metric("hub_deliveries_in_flight", &["domain=\"policy-client\""]).await;
     let open: usize = hanging().map(|path| receiver.most_open(&path)).sum();
-    assert!((1..=64).contains(&open), "{open} at the endpoints, the domain's pool has 64");
-    assert!(in_flight <= 64.0, "{in_flight} in flight, the domain's pool has 64");
+    assert!((1..=MOST).contains(&open), "{open} at the endpoints, at most {MOST}");
+    assert!(in_flight <= MOST as f64, "{in_flight} in flight, at most {MOST}");
 }
