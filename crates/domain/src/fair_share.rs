@@ -111,6 +111,8 @@ pub struct FairShare<T> {
     probation_next: bool,
     /// Subscriptions that wait for their limits or for the end of a hold, by its time.
     limited: BTreeSet<(Duration, Place)>,
+    /// Subscriptions that are not new.
+    known: usize,
     /// Idle subscriptions whose state is kept, oldest first.
     remembered: BTreeMap<Turn, Place>,
     turns: Turn,
@@ -137,6 +139,7 @@ impl<T> FairShare<T> {
             tenants: Tenants::default(),
             probation_next: false,
             limited: BTreeSet::new(),
+            known: 0,
             remembered: BTreeMap::new(),
             turns: 0,
             waiting: 0,
@@ -283,8 +286,9 @@ impl<T> FairShare<T> {
         let Some(&place) = self.places.get(subscription) else { return };
         let confirmed = (self.slots.pool() / CONFIRMED_PART).max(2);
         let queue = self.queues[place].as_mut().expect(KNOWN);
-        let was_on_probation = queue.on_probation;
+        let (was_on_probation, was_new) = (queue.on_probation, queue.is_new);
         let Some(ended) = queue.finish(finish, started, confirmed, now) else { return };
+        self.known += usize::from(was_new && !queue.is_new);
         self.sharer.release(subscription, now);
         match ended {
             Ended::InSlot => {
@@ -456,6 +460,7 @@ impl<T> FairShare<T> {
             if let Some(until) = queue.limited_until {
                 self.limited.remove(&(until, place));
             }
+            self.known -= usize::from(!queue.is_new);
             self.tenants.leave(queue.tenant);
             self.places.remove(&queue.id);
             self.free.push(place);

@@ -30,8 +30,8 @@ impl<T> FairShare<T> {
             // What may be read at all is bounded elsewhere.
             true if self.slots.are_used_well(self.for_waiting(), now) => usize::MAX,
             // Nothing is known yet of a new subscription. However many there are, half of the memory is for the others, which
-            // would have to move if new ones that hang had it all.
-            true if queue.is_none_or(|queue| queue.is_new) => {
+            // would have to move if new ones that hang had it all. After a start all are new, and have it all.
+            true if self.known > 0 && queue.is_none_or(|queue| queue.is_new) => {
                 let free = free.saturating_sub(self.for_waiting() / NEW_PART);
                 (free * 2 / 3).max(ALWAYS.min(free / 2))
             }

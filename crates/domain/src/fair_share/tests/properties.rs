@@ -46,6 +46,7 @@ fn check(fair: &FairShare<Item>) {
         assert_eq!(queue.running.values().map(|running| running.items).sum::<usize>(), queue.in_flight);
         assert_eq!(queue.running.values().map(|running| running.parked).sum::<usize>(), queue.parked);
     }
+    assert_eq!(queues.iter().filter(|(_, queue)| !queue.is_new).count(), fair.known);
     let (mut in_rings, mut in_memory) = (0, 0);
     for (place, queue) in queues {
         assert_eq!(fair.places[&queue.id], place);
