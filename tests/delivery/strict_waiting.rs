@@ -195,6 +195,7 @@ async fn what_is_committed_early_is_not_stored_again_while_the_outbox_refuses_th
     set_stream(&broker, &client, OUTBOX, &one).await;
     publish_in_order(&client, &events[1..]).await;
     receiver.wait_accepted("/free", 2, STEP).await;
+    // Nothing shows that the outbox has forgotten the ids but the time.
     tokio::time::sleep(3 * WINDOW).await;
     assert_eq!(broker.messages(OUTBOX).await, 1, "the strict envelope of the second event is refused");
     open.send(true).expect("the receiver runs");

@@ -1,9 +1,9 @@
 //! An ordered event's envelopes without a strict order do not wait for earlier events: they are committed at once, and
 //! the event waits with the others.
 //!
-//! Such an event does not return to its stream while this process runs, also if the outbox or a dead-letter stream has no room
-//! for the rest: when it came again after the duplicate window, these envelopes would be stored twice. So their number is bounded, and with it their part of the memory for events
-//! that wait. An event without such a place waits as a whole.
+//! Such an event does not return to its stream while this process runs, also if the outbox or a dead-letter stream has no
+//! room for the rest: when it came again after the duplicate window, these envelopes would be stored twice. So their number
+//! is bounded, and with it their part of the memory for events that wait. An event without such a place waits as a whole.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -169,6 +169,14 @@ impl InOrder {
     pub(super) fn put_back(&mut self, planned: Planned) {
         let sequence = planned.message.stream_sequence;
         self.order.add(sequence, &planned.tenant);
+        // A whole copy of what is committed in part would store that part again.
+        if let Some(before) = self.waiting.get_mut(&sequence)
+            && before.is_committed_in_part()
+            && !planned.is_committed_in_part()
+        {
+            before.message = planned.message;
+            return;
+        }
         self.room += planned.room.num_permits();
         // The copy that the server has delivered again replaces the one before.
         if let Some(before) = self.waiting.insert(sequence, planned) {
