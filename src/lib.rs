@@ -25,6 +25,7 @@ mod serve;
 pub mod settings;
 mod shell_command;
 pub mod signals;
+mod standstill;
 mod subscriptions_grpc;
 pub mod tasks;
 

@@ -165,6 +165,7 @@ impl Running {
 }
 
 /// One task that its owner joins itself. It is aborted when this is dropped.
+#[derive(Debug)]
 pub struct Task<T> {
     name: String,
     handle: JoinHandle<T>,

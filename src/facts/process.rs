@@ -1,10 +1,12 @@
 //! The process: its start, its servers, and its end.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::limited::{About, limited};
 use super::{Cause, Shown};
 use crate::domain::backlog::size::exact;
+use crate::domain::words::rounded;
 use crate::nats::provision::ProvisionError;
 
 /// The server accepts no message as large as the largest event of the settings.
@@ -21,6 +23,21 @@ impl EventsLargerThanServer {
             max_size,
             max_payload,
             "events.max_size is larger than the server's max_payload, raise max_payload"
+        );
+    }
+}
+
+/// The whole process was suspended, or got no processor time, for most of an `ack_wait`.
+pub struct ProcessStoodStill {
+    pub stood: Duration,
+}
+
+impl ProcessStoodStill {
+    pub fn emit(self) {
+        let Self { stood } = self;
+        tracing::warn!(
+            stood_still = %rounded(stood),
+            "the process stood still, messages read before are left to others"
         );
     }
 }

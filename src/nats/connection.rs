@@ -24,6 +24,8 @@ use super::subjects::SubjectNames;
 use crate::facts::{
     NatsClientEvent, NatsConnected, NatsDisconnected, NatsErrorReported, NatsMessagesDropped,
 };
+use crate::standstill::{Leases, Standstills};
+use crate::tasks::Task;
 
 /// Longest subject that is published to, in bytes. The server closes a connection that sends a protocol line longer
 /// than its limit, 4 KB by default.
@@ -77,6 +79,9 @@ pub struct JetStream {
     shared: Arc<SharedState>,
     letter_rooms: Arc<LetterRooms>,
     scan_names: Arc<ScanNames>,
+    standstills: Arc<Standstills>,
+    /// Ends with the last clone.
+    _standstill_watch: Arc<Task<()>>,
 }
 
 impl JetStream {
@@ -180,7 +185,10 @@ impl JetStream {
                 _ if is_of_tls(&error) => NatsError::Tls { url: options.url.clone(), source: error.into() },
                 _ => NatsError::Connect { url: options.url.clone(), source: error.into() },
             })?;
+        let standstills = Arc::new(Standstills::default());
         Ok(Self {
+            _standstill_watch: Arc::new(standstills.watch()),
+            standstills,
             client: Arc::new(client),
             names: SubjectNames::new(&options.prefix),
             generation,
@@ -218,6 +226,11 @@ impl JetStream {
 
     pub(super) fn generation(&self) -> watch::Receiver<u64> {
         self.generation.clone()
+    }
+
+    /// The leases of a stream's messages. `expected` is the `ack_wait` of its consumers until the server has answered.
+    pub fn leases(&self, stream: &str, expected: Duration) -> Leases {
+        self.standstills.leases(stream, expected)
     }
 
     pub(super) fn liveness(&self) -> &Liveness {

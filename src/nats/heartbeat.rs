@@ -28,7 +28,7 @@ impl Heartbeat {
     /// reads count too.
     pub fn follow(js: &JetStream, stream: String, consumer: String, expected: Duration) -> Self {
         let (sender, ack_wait) = watch::channel(expected);
-        let js = js.clone();
+        let (js, leases) = (js.clone(), js.leases(&stream, expected));
         let follower = Task::start("the watch of ack_wait", async move {
             loop {
                 // A consumer that is missing or a server that does not answer changes nothing.
@@ -37,6 +37,7 @@ impl Heartbeat {
                 {
                     let shortest =
                         js.shared().shortest_ack_wait(&stream).map_or(shared, |own| own.min(shared));
+                    leases.follow(shortest);
                     sender.send_if_modified(|known| std::mem::replace(known, shortest) != shortest);
                 }
                 tokio::time::sleep(LOOK).await;

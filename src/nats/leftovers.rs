@@ -17,6 +17,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::headers;
 use crate::domain::lately::Stored;
 use crate::domain::leftovers::EventMark;
+use crate::standstill::Lease;
 
 /// Leftovers whose traces are looked for together.
 #[derive(Debug, Default)]
@@ -78,6 +79,7 @@ impl JetStream {
             acker: Acker::new(self.client().clone(), Subject::from(reply)),
             carried: OnceLock::new(),
             is_compact: false,
+            lease: Lease::default(),
             _bytes: None,
         })
     }

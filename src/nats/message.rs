@@ -14,6 +14,7 @@ use super::byte_budget::MessageBytes;
 use crate::domain::carried::Carried;
 use crate::domain::event::{RejectReason, Rejection};
 use crate::facts::{AcknowledgementNotConfirmed, AcknowledgementNotSent};
+use crate::standstill::Lease;
 
 /// Longest wait for room in the client's queue, which is full if the connection stalls.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -38,6 +39,8 @@ pub struct Delivered {
     pub(super) carried: OnceLock<Carried>,
     /// [`Self::compact`] was called.
     pub(super) is_compact: bool,
+    /// How long it is this process's own.
+    pub lease: Lease,
     /// Its part of a [`super::ByteBudget`].
     pub(super) _bytes: Option<MessageBytes>,
 }
@@ -96,6 +99,7 @@ impl Delivered {
             acker: Acker { client: client.clone(), reply },
             carried: OnceLock::new(),
             is_compact: false,
+            lease: Lease::default(),
             _bytes: None,
         })
     }

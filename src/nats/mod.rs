@@ -74,7 +74,6 @@ pub use message::{Acker, Delivered, Malformed};
 pub use new_lanes::NewLanes;
 pub use order_notices::{OrderNotice, OrderNoticeSender};
 pub use publish::PublishAck;
-pub use pull::HAND_BACK_DELAY;
 pub use reader::{Held, Read, Reader};
 pub use redrive::{RedriveTrigger, TRIGGER_HEADER as REDRIVE_TRIGGER_HEADER};
 pub use registry::{

@@ -20,15 +20,15 @@ use super::message::{Delivered, header};
 use super::stream_api::ConsumerInfo;
 use crate::facts::{ConsumerMissing, PullUnanswered, UnacknowledgeableMessageIgnored};
 use crate::health::ReadyFlag;
+use crate::standstill::{Lease, Leases};
 
 /// How long a pull request waits at the server. It is short because its end also shows that the server lives, and
-/// because a stopping process waits for its last request.
+/// because a stopping process waits for its last request: the server has no way to cancel one that loses no message.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// If the server sends nothing for this long, the pull requests are considered lost.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Redelivery delay of messages that a stopping process returns, so that its own last pull requests do not get them
-/// again.
-pub const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
+/// Redelivery delay of messages that a process returns while its pull requests are open, so that these do not get them again.
+pub(super) const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
 /// Room for the subject and the acknowledgement subject of a message, which the server counts as well.
 const SUBJECTS: usize = 8 * 1024;
 /// Maximum number of messages per pull request.
@@ -63,6 +63,13 @@ pub(super) struct Puller {
     bytes: Option<ReaderBytes>,
     /// The caller has no room, so that nothing is requested.
     resting: bool,
+    /// Until then, requests that were considered lost may still be open.
+    uncertain_until: Instant,
+    /// When the last messages are not waited for any longer.
+    ends_at: Option<Instant>,
+    leases: Option<Leases>,
+    /// Of the messages that come to the inbox.
+    lease: Lease,
 }
 
 impl Puller {
@@ -90,12 +97,39 @@ impl Puller {
             bound: false,
             bytes: None,
             resting: false,
+            uncertain_until: Instant::now(),
+            ends_at: None,
+            leases: None,
+            lease: Lease::default(),
         })
     }
 
     /// Requests no more bytes than this has.
     pub(super) fn limit_bytes(&mut self, bytes: ReaderBytes) {
         self.bytes = Some(bytes);
+    }
+
+    /// Drops the messages that were sent to this process before it stood still.
+    pub(super) fn lease(&mut self, leases: Leases) {
+        self.lease = leases.look();
+        self.leases = Some(leases);
+    }
+
+    fn has_stood_still(&self) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.look() != self.lease)
+    }
+
+    /// Takes a new inbox: what is on its way to the one before is dropped, also what the connection has not read yet.
+    async fn renew(&mut self) -> Result<(), NatsError> {
+        let inbox = self.js.client().new_inbox();
+        let subscribed = self.js.client().subscribe(inbox.clone()).await;
+        self.subscriber = subscribed.map_err(|error| NatsError::transport(inbox.clone(), error))?;
+        self.inbox = inbox;
+        self.reset();
+        if let Some(leases) = &self.leases {
+            self.lease = leases.current();
+        }
+        Ok(())
     }
 
     /// The server has answered for this consumer.
@@ -169,6 +203,10 @@ impl Puller {
     /// waits forever: call it again with more.
     pub(super) async fn next(&mut self, room: usize) -> Result<PullEvent, NatsError> {
         loop {
+            if self.has_stood_still() {
+                self.renew().await?;
+                return Ok(PullEvent::Reset);
+            }
             let ask = room.saturating_sub(self.outstanding).min(MOST_PER_PULL);
             // Request at least half of the room at a time, so that a busy consumer does not get a request per message.
             let mut starved = false;
@@ -207,6 +245,9 @@ impl Puller {
                 }
                 message = self.subscriber.next() => {
                     let Some(message) = message else { return Err(closed(&self.next_subject)) };
+                    if self.has_stood_still() {
+                        continue;
+                    }
                     self.last_sign_of_life = Instant::now();
                     if let Some(event) = self.receive(message) {
                         return Ok(event);
@@ -223,17 +264,16 @@ impl Puller {
         }
     }
 
-    /// Waits until the pull requests end, at most twice [`EXPIRES`], and returns the messages that still arrive to
-    /// the consumer, which need not wait for ack_wait then. The inbox is kept until the end, because the client drops
-    /// messages that arrive after their subscription ends.
-    pub(super) async fn hand_back(mut self) {
-        let deadline = Instant::now() + 2 * EXPIRES;
-        while self.outstanding > 0 {
-            let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscriber.next()).await else {
-                return;
-            };
+    /// The next message of the requests that are still open, without a further one; `None` when they have ended, at most
+    /// twice [`EXPIRES`] after the first call. Cancel-safe. The inbox is kept until then, because the client drops messages
+    /// that arrive after their subscription ends, and these would wait for ack_wait.
+    pub(super) async fn last(&mut self) -> Option<Box<Delivered>> {
+        let ends_at = *self.ends_at.get_or_insert_with(|| Instant::now() + 2 * EXPIRES);
+        loop {
+            let until = if self.outstanding > 0 { ends_at } else { self.uncertain_until.min(ends_at) };
+            let message = tokio::time::timeout_at(until, self.subscriber.next()).await.ok()??;
             if let Some(PullEvent::Message(message)) = self.receive(message) {
-                message.acker.nak(Some(HAND_BACK_DELAY)).await;
+                return Some(message);
             }
         }
     }
@@ -254,6 +294,8 @@ impl Puller {
 
     fn reset(&mut self) {
         self.outstanding = 0;
+        // A server that was not gone has them until they expire, and so the next one is counted as ended too early.
+        self.uncertain_until = Instant::now() + 2 * EXPIRES;
         if let Some(bytes) = &mut self.bytes {
             bytes.end();
         }
@@ -288,7 +330,8 @@ impl Puller {
             let bytes = self.bytes.as_mut().and_then(|bytes| bytes.take(size, self.outstanding));
             return match Delivered::read(self.js.client(), message) {
                 Some(delivered) => {
-                    Some(PullEvent::Message(Box::new(Delivered { _bytes: bytes, ..delivered })))
+                    let delivered = Delivered { _bytes: bytes, lease: self.lease, ..delivered };
+                    Some(PullEvent::Message(Box::new(delivered)))
                 }
                 None => {
                     UnacknowledgeableMessageIgnored { inbox: &self.inbox }.emit();

@@ -15,6 +15,7 @@ use super::heartbeat::ack_wait_of;
 use super::message::Delivered;
 use super::pull::{HAND_BACK_DELAY, PullEvent, Puller};
 use crate::health::ReadyFlag;
+use crate::standstill::Leases;
 use crate::tasks::Jobs;
 
 /// A message and its permit. Dropping the permit makes room for another message.
@@ -71,6 +72,13 @@ impl Reader {
     #[must_use]
     pub fn within(mut self, bytes: &ByteBudget, parts: u32) -> Self {
         self.puller.limit_bytes(bytes.reader(parts));
+        self
+    }
+
+    /// Drops the messages that were sent to this process before it stood still.
+    #[must_use]
+    pub fn leased(mut self, leases: Leases) -> Self {
+        self.puller.lease(leases);
         self
     }
 
@@ -158,16 +166,27 @@ impl Reader {
         }
     }
 
-    /// Waits until the pull requests end, and returns the messages that still arrive to the consumer.
-    pub async fn hand_back(self) {
-        for message in self.early {
-            message.acker.nak(Some(HAND_BACK_DELAY)).await;
+    /// Requests nothing further, and waits for the next message that was requested before; `None` when there is none, a
+    /// second or two after the first call. Cancel-safe. What is handed back after that does not come here again.
+    pub async fn last(&mut self) -> Option<Held> {
+        loop {
+            if let Some(held) = self.early() {
+                return Some(held);
+            }
+            match self.puller.last().await {
+                Some(message) => self.early.push_back(message),
+                None => break,
+            }
         }
-        self.puller.hand_back().await;
+        // Without a permit.
+        while let Some(message) = self.early.pop_front() {
+            message.acker.nak(None).await;
+        }
+        None
     }
 
-    /// Runs `work` on each message in a task of its own, called `name`, until `stop`; then waits for the running tasks.
-    /// `work` acknowledges its message itself.
+    /// Runs `work` on each message in a task of its own, called `name`, until `stop`, and on those that were requested
+    /// before; then waits for the running tasks. `work` acknowledges its message itself.
     pub async fn for_each<Work>(
         mut self,
         name: String,
@@ -178,20 +197,25 @@ impl Reader {
         Work: Future<Output = ()> + Send + 'static,
     {
         let mut jobs = Jobs::new(name);
+        let mut start = |jobs: &mut Jobs, (message, permit): Held| {
+            let work = work(message);
+            jobs.start(async move {
+                work.await;
+                drop(permit);
+            });
+        };
         loop {
             let read = tokio::select! {
                 () = stop.cancelled() => break,
                 read = self.next() => read?,
             };
-            if let Read::Message((message, permit)) = read {
-                let work = work(message);
-                jobs.start(async move {
-                    work.await;
-                    drop(permit);
-                });
+            if let Read::Message(held) = read {
+                start(&mut jobs, held);
             }
         }
-        self.hand_back().await;
+        while let Some(held) = self.last().await {
+            start(&mut jobs, held);
+        }
         jobs.join().await;
         Ok(())
     }

@@ -24,6 +24,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::backlog::BacklogLimits;
@@ -31,9 +32,7 @@ use crate::domain::category::Categories;
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
 use crate::nats::definitions::StreamParameters;
-use crate::nats::{
-    Acker, Answers, ByteBudget, HAND_BACK_DELAY, Heartbeat, JetStream, NatsError, Read, Reader,
-};
+use crate::nats::{Acker, Answers, ByteBudget, Heartbeat, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use backlogs::{Backlogs, QuotaSettings};
@@ -53,6 +52,8 @@ use settled::Settled;
 pub const CONSUMER: &str = "event-processor";
 /// `ack_wait` of the definition; heartbeats follow that of the server.
 const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Time at a stop for the events that were requested before, unless they can be committed sooner.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
 /// One request for events takes at most one of this number of parts of the bytes in memory.
 const BYTE_PARTS: u32 = 4;
 
@@ -75,10 +76,25 @@ pub struct EventProcessorSettings {
     pub stream_parameters: StreamParameters,
 }
 
+/// The next message; `None` if no more is requested, and what was requested has come.
+async fn next(reader: &mut Reader, stops: bool) -> Result<Option<Read>, TaskError> {
+    if stops {
+        return Ok(reader.last().await.map(Read::Message));
+    }
+    reader.next().await.map(Some).map_err(reading)
+}
+
 /// Waits for the planning in progress; forever if there is none.
 async fn ended(planning: &mut Option<Task<Backlog>>) -> Result<Backlog, TaskError> {
     match planning {
         Some(planning) => planning.join().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
@@ -134,7 +150,8 @@ impl EventProcessor {
         Self { before_write, ..self }
     }
 
-    /// Runs until `stop`; then commits the planned events and leaves the rest in the stream.
+    /// Runs until `stop`; then requests nothing further, and commits the events that were requested before, so that none
+    /// waits because this process ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let (js, stream) = (self.js.clone(), self.js.names().events_stream());
         tokio::select! {
@@ -144,7 +161,9 @@ impl EventProcessor {
         let (held, ready) = (self.settings.held, Some(self.ready.clone()));
         let reader = Reader::bind(&self.js, &stream, CONSUMER, held, ready, &stop).await.map_err(reading)?;
         let Some(reader) = reader else { return Ok(()) };
-        let mut reader = reader.within(&ByteBudget::new(self.settings.held_bytes), BYTE_PARTS);
+        let leases = js.leases(&stream, ACK_WAIT);
+        let mut reader =
+            reader.within(&ByteBudget::new(self.settings.held_bytes), BYTE_PARTS).leased(leases.clone());
         // The committers end after the planner: each when its channel is closed and empty.
         let planned = CancellationToken::new();
         let mut committers = Tasks::new(planned.clone());
@@ -157,12 +176,13 @@ impl EventProcessor {
         };
         let settled = Settled::new(Answers::default());
         let domains = self.settings.stream_parameters.domains.clone();
-        let (again, mut leftovers) = Again::new();
+        let (again, mut leftovers) = Again::new(leases.clone());
         let sweep = Sweep::new(js.clone(), decoder.clone(), domains, settled.clone(), again.clone());
         committers.droppable("the sweep for leftover events", sweep.run());
         let planner = Arc::new(Planner {
             queues: self.start_committers(&rejecter, &decoder, &again, &settled, &mut committers),
             settled,
+            leases,
             rejecter,
             js: self.js,
             resolver: self.resolver,
@@ -176,6 +196,7 @@ impl EventProcessor {
         let mut planning: Option<Task<Backlog>> = None;
         let mut in_planning: Vec<Acker> = Vec::new();
         let mut heartbeat = Heartbeat::follow(&js, stream, CONSUMER.to_owned(), ACK_WAIT);
+        let (mut ends_at, mut is_read) = (None, false);
         loop {
             if planning.is_none() && (!waiting.is_empty() || !backlog.is_empty()) {
                 let group: Vec<Held> = waiting.drain(..waiting.len().min(self.settings.batch)).collect();
@@ -185,9 +206,22 @@ impl EventProcessor {
                 let work = async move { planner.process(backlog, group).await };
                 planning = Some(Task::start("the planning of envelopes", work));
             }
+            if is_read && planning.is_none() {
+                break;
+            }
             let read = tokio::select! {
-                () = stop.cancelled() => break,
-                read = reader.next() => read.map_err(reading)?,
+                () = stop.cancelled(), if ends_at.is_none() => {
+                    ends_at = Some(Instant::now() + LAST_EVENTS);
+                    continue;
+                }
+                () = until(ends_at) => break,
+                read = next(&mut reader, ends_at.is_some()), if !is_read => match read? {
+                    Some(read) => read,
+                    None => {
+                        is_read = true;
+                        continue;
+                    }
+                },
                 planned = ended(&mut planning) => {
                     backlog = planned?;
                     planning = None;
@@ -209,7 +243,7 @@ impl EventProcessor {
                     };
                     // If the connection stalls, they wait for room in the client's queue.
                     tokio::select! {
-                        () = stop.cancelled() => break,
+                        () = stop.cancelled() => continue,
                         () = heartbeats => continue,
                     }
                 }
@@ -222,16 +256,15 @@ impl EventProcessor {
                 next = if waiting.len() < self.settings.batch { reader.try_next() } else { None };
             }
         }
-        reader.hand_back().await;
         for (message, _permit) in waiting {
-            message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            message.acker.nak(None).await;
         }
         if let Some(mut planning) = planning {
             // Where it panicked, its events are delivered again after ack_wait.
             backlog = planning.join().await.unwrap_or_default();
         }
         for acker in backlog.ackers() {
-            acker.nak(Some(HAND_BACK_DELAY)).await;
+            acker.nak(None).await;
         }
         drop(planner);
         planned.cancel();

@@ -30,4 +30,5 @@ mod rejection;
 mod silent_dlt;
 mod strict;
 mod strict_waiting;
+mod two_processes;
 mod waiting;

@@ -16,11 +16,11 @@ const EVENTS: &str = "HUB_EVENTS";
 const PROCESSOR: &str = "event-processor";
 
 /// The number of deliveries of events to processes.
-async fn deliveries(client: &TestClient) -> u64 {
+pub(super) async fn deliveries(client: &TestClient) -> u64 {
     client.js.consumer_info(EVENTS, PROCESSOR).await.expect("there").delivered.consumer_seq
 }
 
-async fn subscribe(client: &TestClient, receiver: &Receiver) {
+pub(super) async fn subscribe(client: &TestClient, receiver: &Receiver) {
     client
         .subscribe([
             strict("strict", &receiver.url("/strict"), &json!({})),
@@ -29,7 +29,7 @@ async fn subscribe(client: &TestClient, receiver: &Receiver) {
         .await;
 }
 
-async fn all_arrive_once(receiver: &Receiver, events: &[String]) {
+pub(super) async fn all_arrive_once(receiver: &Receiver, events: &[String]) {
     for path in ["/strict", "/free"] {
         receiver.wait_accepted(path, events.len(), STEP).await;
         assert_eq!(receiver.count(path), events.len(), "{path}");
@@ -152,7 +152,7 @@ async fn two_processes_hand_no_event_back_for_the_order() {
 }
 
 /// Changes settings of a stream, as an operator may.
-async fn set_stream(broker: &TestBroker, client: &TestClient, stream: &str, changes: &Value) {
+pub(super) async fn set_stream(broker: &TestBroker, client: &TestClient, stream: &str, changes: &Value) {
     let mut config = client.js.stream_info(stream).await.expect("there").config;
     config.extend(changes.as_object().expect("fields").clone());
     let body = serde_json::to_vec(&config).expect("JSON");

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use self::parts::Rest;
+use super::ACK_WAIT;
 use super::backlogs::Backlogs;
 use super::early::{EarlyPlace, Later};
 use super::in_order::InOrder;
@@ -31,6 +32,7 @@ use crate::facts::{
 };
 use crate::nats::{BatchError, Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
+use crate::standstill::{Lease, Leases};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
@@ -38,6 +40,8 @@ pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
 const UNREACHABLE_DELAY: Duration = Duration::from_millis(250);
 pub(super) const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
+/// Time at a stop for ordered events that wait for earlier ones.
+const LAST_IN_ORDER: Duration = Duration::from_secs(1);
 /// Most bytes of a group of several events, and of a part of one event.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
@@ -88,6 +92,9 @@ pub(super) struct Committer {
     backlogs: Backlogs,
     /// The ordered events that wait for earlier ones.
     in_order: InOrder,
+    leases: Leases,
+    /// As it was at the last look.
+    lease: Lease,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
     #[cfg(test)]
@@ -112,8 +119,10 @@ impl Committer {
         settled: Settled,
         is_blocked: Arc<AtomicBool>,
     ) -> Self {
+        let js = in_order.js().clone();
+        let leases = js.leases(&js.names().events_stream(), ACK_WAIT);
         Self {
-            js: in_order.js().clone(),
+            js,
             rejecter,
             metrics,
             outbox,
@@ -123,6 +132,8 @@ impl Committer {
             settled,
             backlogs,
             in_order,
+            lease: leases.look(),
+            leases,
             is_blocked,
             #[cfg(test)]
             before_write: |_| {},
@@ -135,21 +146,29 @@ impl Committer {
         Self { before_write, ..self }
     }
 
-    /// Runs until the channel is closed and empty.
+    /// Runs until the channel is closed and empty, and a moment longer for ordered events that wait for those of others.
     pub(super) async fn run(mut self, mut receiver: mpsc::Receiver<Planned>) {
         // Without an answer, the limits of the settings apply until a commit is refused.
         self.read_limits().await;
-        let mut first = None;
+        let (mut first, mut ends_at) = (None, None);
         loop {
+            self.drop_what_is_not_ours();
             self.write_rest_if_due().await;
             self.commit_in_order_if_due().await;
+            if ends_at.is_some() && self.in_order.due().is_none() {
+                break;
+            }
             let planned = match first.take() {
                 Some(planned) => planned,
                 None => tokio::select! {
-                    planned = receiver.recv() => match planned {
+                    planned = receiver.recv(), if ends_at.is_none() => match planned {
                         Some(planned) => planned,
-                        None => break,
+                        None => {
+                            ends_at = Some(Instant::now() + LAST_IN_ORDER);
+                            continue;
+                        }
                     },
+                    () = ordered::wake(ends_at) => break,
                     () = parts::wake(&self.rest) => continue,
                     () = ordered::wake(self.in_order.due()) => continue,
                     () = self.in_order.heard() => {
@@ -201,11 +220,23 @@ impl Committer {
             self.backlogs.settled();
             self.in_order.tell().await;
         }
-        if let Some(rest) = self.rest.take() {
-            self.hand_back(vec![rest.planned]).await;
+        // Nothing is requested here any more, so another process gets them at once.
+        let rest = self.rest.take().map(|rest| rest.planned);
+        for planned in rest.into_iter().chain(self.in_order.hand_back()) {
+            planned.message.acker.nak(None).await;
         }
-        let waiting = self.in_order.hand_back();
-        self.hand_back(waiting).await;
+    }
+
+    /// After a standstill, drops what waits here since before: other processes have these events.
+    fn drop_what_is_not_ours(&mut self) {
+        let lease = self.leases.look();
+        if std::mem::replace(&mut self.lease, lease) == lease {
+            return;
+        }
+        self.rest.take_if(|rest| !self.leases.holds(rest.planned.message.lease));
+        let waiting = self.in_order.hand_back().into_iter();
+        let ours: Vec<Planned> = waiting.filter(|planned| self.leases.holds(planned.message.lease)).collect();
+        self.wait_again(ours);
     }
 
     /// Whether the outbox refused an event of that size a short while ago.
@@ -217,7 +248,9 @@ impl Committer {
     async fn commit(&mut self, group: Vec<Planned>) {
         // The smaller half is on top, so that what fits is written before the outbox is full.
         let mut groups = vec![group];
-        while let Some(group) = groups.pop() {
+        while let Some(mut group) = groups.pop() {
+            self.leases.look();
+            group.retain(|planned| self.leases.holds(planned.message.lease));
             let (refused, mut group): (Vec<_>, Vec<_>) =
                 group.into_iter().partition(|planned| self.refuses(planned.bytes()));
             self.hand_back(refused).await;

@@ -20,6 +20,7 @@ use crate::domain::leftovers::{EventMark, Leftovers, Step, Verdict, decide};
 use crate::facts::{LeftoverFannedOut, LeftoverRemoved, LeftoversNotHandled};
 use crate::nats::{JetStream, NatsError, Sought, StoredMessage};
 use crate::panics;
+use crate::standstill::Leases;
 
 /// Interval of the looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -51,13 +52,14 @@ pub(super) struct Again {
     planner: mpsc::Sender<Held>,
     /// In KiB.
     room: Arc<Semaphore>,
+    leases: Leases,
 }
 
 impl Again {
     /// Returns the events as well.
-    pub(super) fn new() -> (Self, mpsc::Receiver<Held>) {
+    pub(super) fn new(leases: Leases) -> (Self, mpsc::Receiver<Held>) {
         let (planner, receiver) = mpsc::channel(MOST_IN_FLIGHT);
-        (Self { planner, room: Arc::new(Semaphore::new(MOST_KIB_IN_FLIGHT)) }, receiver)
+        (Self { planner, room: Arc::new(Semaphore::new(MOST_KIB_IN_FLIGHT)), leases }, receiver)
     }
 
     /// Passes an event to the planner; returns false if too many are on their way.
@@ -66,7 +68,10 @@ impl Again {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         let Ok(permit) = self.room.clone().try_acquire_many_owned(size) else { return false };
         // The server does not count its deliveries: one that causes a panic is rejected at once.
-        let Some(message) = js.as_delivered(stream, CONSUMER, panics::TRIES, message) else { return false };
+        let Some(mut message) = js.as_delivered(stream, CONSUMER, panics::TRIES, message) else {
+            return false;
+        };
+        message.lease = self.leases.current();
         // The channel has a place for each permit. The channel is closed when the process stops.
         self.planner.try_send((message, permit)).is_ok()
     }

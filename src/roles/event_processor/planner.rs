@@ -23,6 +23,7 @@ use crate::facts::{
 use crate::nats::subjects::{SHARED_LANE, strict_lane};
 use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
+use crate::standstill::Leases;
 
 /// Rejected publications stored at once.
 const REJECTIONS_IN_FLIGHT: usize = 32;
@@ -47,6 +48,7 @@ pub(super) struct Planner {
     pub(super) rejecter: Rejecter,
     pub(super) decoder: Decoder,
     pub(super) settled: Settled,
+    pub(super) leases: Leases,
     /// The most events that are planned together.
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
@@ -151,7 +153,11 @@ impl Planner {
     /// Decodes a group's events and adds them to the backlog.
     async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
         let mut events = Vec::with_capacity(group.len());
+        self.leases.look();
         for (message, permit) in group {
+            if !self.leases.holds(message.lease) {
+                continue;
+            }
             if self.settled.knows(message.stored()) {
                 EventSettledBefore { sequence: message.stream_sequence }.emit();
                 self.settled.ack(&message).await;

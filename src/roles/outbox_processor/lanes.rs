@@ -26,7 +26,8 @@ use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{
     SHARED_LANE, is_strict_lane, lane_consumer, lane_of_consumer, subscription_of_lane,
 };
-use crate::nats::{ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::nats::{ByteBudget, ConsumerInfo, Delivered, Held, JetStream, NatsError, Read, Reader};
+use crate::standstill::Leases;
 use crate::tasks::{Task, TaskError, Tasks};
 
 /// Interval of the rounds, each of which lists a domain's lanes.
@@ -58,6 +59,7 @@ struct LaneLimits {
     messages: usize,
     bytes: ByteBudget,
     byte_parts: u32,
+    leases: Leases,
 }
 
 /// A message of a lane, with its permit.
@@ -67,7 +69,7 @@ pub(super) struct FromLane {
     pub(super) own_lane: bool,
 }
 
-/// Reads one lane until `stop`, within the limits of its messages in memory.
+/// Reads one lane until `stop`, within the limits of its messages in memory, and then passes on what was requested before.
 async fn read_lane(
     js: JetStream,
     stream: String,
@@ -80,7 +82,7 @@ async fn read_lane(
     let own_lane = lane != SHARED_LANE;
     let reader = Reader::bind(&js, &stream, &lane_consumer(&lane), limits.messages, ready, &stop).await?;
     let Some(reader) = reader else { return Ok(()) };
-    let mut reader = reader.within(&limits.bytes, limits.byte_parts);
+    let mut reader = reader.within(&limits.bytes, limits.byte_parts).leased(limits.leases);
     loop {
         let mut next = tokio::select! {
             () = stop.cancelled() => break,
@@ -88,17 +90,7 @@ async fn read_lane(
         };
         while let Some(read) = next {
             match read {
-                Read::Message((mut message, permit)) => {
-                    // It may wait for long, in a queue or for an endpoint that does not answer.
-                    if own_lane {
-                        message.compact();
-                    }
-                    // The sink has room for as many as there are permits, so this does not wait. It is closed
-                    // only when the worker stops.
-                    if let Err(refused) = sink.send(FromLane { message, permit, own_lane }).await {
-                        refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
-                    }
-                }
+                Read::Message(held) => pass_on(held, own_lane, &sink).await,
                 // A lane whose consumer exists has no leader at the moment.
                 Read::Missing if own_lane && is_deleted(&js, &stream, &lane).await => return Ok(()),
                 Read::Missing => {}
@@ -106,8 +98,21 @@ async fn read_lane(
             next = reader.try_next();
         }
     }
-    reader.hand_back().await;
+    while let Some(held) = reader.last().await {
+        pass_on(held, own_lane, &sink).await;
+    }
     Ok(())
+}
+
+async fn pass_on((mut message, permit): Held, own_lane: bool, sink: &mpsc::Sender<FromLane>) {
+    // It may wait for long, in a queue or for an endpoint that does not answer.
+    if own_lane {
+        message.compact();
+    }
+    // The sink has room for as many as there are permits, so this does not wait. It is closed only when the worker has ended.
+    if let Err(refused) = sink.send(FromLane { message, permit, own_lane }).await {
+        refused.0.message.acker.nak(None).await;
+    }
 }
 
 async fn is_deleted(js: &JetStream, stream: &str, lane: &str) -> bool {
@@ -127,6 +132,7 @@ pub(super) struct Lanes {
     held: usize,
     shared_bytes: ByteBudget,
     own_bytes: ByteBudget,
+    leases: Leases,
     sink: mpsc::Sender<FromLane>,
     stop: CancellationToken,
     ready: ReadyFlag,
@@ -152,6 +158,7 @@ impl Lanes {
         let stream = js.names().outbox_stream(domain);
         let own_bytes = settings.held_bytes / OWN_BYTES_PART;
         Self {
+            leases: js.leases(&stream, settings.ack_wait),
             js,
             domain: domain.to_owned(),
             stream,
@@ -194,6 +201,7 @@ impl Lanes {
                 messages: self.held,
                 bytes: self.shared_bytes.clone(),
                 byte_parts: SHARED_BYTE_PARTS,
+                leases: self.leases.clone(),
             },
             self.sink.clone(),
             Some(self.ready.clone()),
@@ -306,7 +314,12 @@ impl Lanes {
             self.js.clone(),
             self.stream.clone(),
             lane.to_owned(),
-            LaneLimits { messages: held, bytes: self.own_bytes.clone(), byte_parts: OWN_BYTE_PARTS },
+            LaneLimits {
+                messages: held,
+                bytes: self.own_bytes.clone(),
+                byte_parts: OWN_BYTE_PARTS,
+                leases: self.leases.clone(),
+            },
             self.sink.clone(),
             None,
             stop.clone(),

@@ -28,8 +28,17 @@ pub(super) struct Sharing {
     pub(super) woken: Arc<Notify>,
     /// The start of the time of all workers.
     pub(super) started: Instant,
+    /// Dropped when the worker starts no more deliveries.
+    starting: Option<Arc<DropGuard>>,
     /// Dropped when the worker has ended.
     _running: Arc<DropGuard>,
+}
+
+impl Sharing {
+    /// The worker starts no more deliveries: its part of the limits is for the others.
+    pub(super) fn starts_no_more(&mut self) {
+        self.starting = None;
+    }
 }
 
 /// Runs beside the workers.
@@ -39,6 +48,8 @@ pub(super) struct Exchange {
     started: Instant,
     /// Cancelled when the workers may start.
     joined: CancellationToken,
+    /// Cancelled when the workers start no more deliveries.
+    idle: CancellationToken,
     /// Cancelled when the workers have ended.
     ended: CancellationToken,
     others: usize,
@@ -55,15 +66,18 @@ impl Exchange {
         let allotments = SharedAllotments::new(MemberId::new(rand::random()), wakes.collect());
         let (started, ended) = (Instant::now(), CancellationToken::new());
         let running = Arc::new(ended.clone().drop_guard());
+        let idle = CancellationToken::new();
+        let starting = Arc::new(idle.clone().drop_guard());
         let sharing = woken.into_iter().enumerate().map(|(pool, woken)| Sharing {
             sharer: allotments.sharer(pool),
             woken,
             started,
+            starting: Some(Arc::clone(&starting)),
             _running: Arc::clone(&running),
         });
         let sharing = sharing.collect();
         let joined = CancellationToken::new();
-        (Self { js, allotments, started, joined, ended, others: 0 }, sharing)
+        (Self { js, allotments, started, joined, idle, ended, others: 0 }, sharing)
     }
 
     /// Cancelled when the other processes know of this one, so that its workers may start.
@@ -76,7 +90,7 @@ impl Exchange {
         // Whatever it waits for.
         tokio::select! {
             () = ended.cancelled() => {}
-            failed = self.exchange(&stop) => return failed,
+            failed = self.exchange() => return failed,
         }
         // Without it, the others wait until its last notice is old.
         let _ = tokio::time::timeout(AT_STOP, self.send(&self.allotments.goodbye())).await;
@@ -86,7 +100,7 @@ impl Exchange {
     }
 
     /// Ends only if it fails. May be dropped at any point.
-    async fn exchange(&mut self, stop: &CancellationToken) -> Result<(), NatsError> {
+    async fn exchange(&mut self) -> Result<(), NatsError> {
         let joined = self.joined.clone().drop_guard();
         let mut joined = Some(joined);
         let mut notices = self.js.member_notices().await?;
@@ -94,7 +108,7 @@ impl Exchange {
         let (mut stopping, mut number) = (false, 0u32);
         loop {
             tokio::select! {
-                () = stop.cancelled(), if !stopping => {
+                () = self.idle.cancelled(), if !stopping => {
                     stopping = true;
                     self.allotments.stop();
                 }

@@ -1,6 +1,7 @@
 //! The worker of a domain: queues the messages that the readers bring, starts deliveries in the order of the fair share,
 //! and keeps waiting messages from being delivered twice.
 
+mod leases;
 mod stopping;
 
 use std::borrow::Borrow;
@@ -36,6 +37,8 @@ use crate::tasks::{Jobs, Task, TaskError};
 
 /// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
+/// Longest time at a stop for the messages that were requested before.
+const LAST_READS: Duration = Duration::from_secs(3);
 /// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
 /// Interval in which waiting envelopes are made compact. Most never wait for so long.
@@ -123,7 +126,7 @@ impl Running {
 
 impl Worker {
     pub(super) async fn run(
-        self,
+        mut self,
         mut news: mpsc::Receiver<News>,
         stop: CancellationToken,
     ) -> Result<(), TaskError> {
@@ -167,19 +170,26 @@ impl Worker {
         let mut pause = self.pause_end.clone();
         let mut readers = Task::start("the list of lanes", readers.run());
         let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
+        let leases = self.js.leases(&outbox, self.settings.ack_wait);
+        let mut lease = leases.look();
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
-        let (mut read, mut ended) = (Vec::new(), Vec::new());
+        let (mut read, mut ended) = (Vec::<FromLane>::new(), Vec::new());
         let mut compact_at = COMPACT_EVERY;
+        let mut stopped: Option<Instant> = None;
         let result = loop {
             let now = running.started.elapsed();
             self.delivery.pass(now);
+            let looked = leases.look();
+            if std::mem::replace(&mut lease, looked) != looked {
+                self.drop_what_waits(&mut running);
+            }
             let waits = self.announcements.wait();
             if waits.is_none() && !read.is_empty() {
                 // News that came before these messages apply to them.
                 while let Ok(news) = news.try_recv() {
                     self.hear_of_circuits(&mut running, news);
                 }
-                for read in read.drain(..) {
+                for read in read.drain(..).filter(|read| leases.holds(read.message.lease)) {
                     self.take(&mut running, read, now);
                 }
             }
@@ -196,15 +206,20 @@ impl Worker {
             self.metrics.in_flight(running.in_flight.len());
             let wake = running.pool.next_wake(now);
             tokio::select! {
-                () = stop.cancelled() => break Ok(()),
-                result = readers.join() => break result.and_then(|ended| ended),
+                // What was requested before comes yet, and is worked on until then.
+                () = stop.cancelled(), if stopped.is_none() => stopped = Some(Instant::now()),
+                () = sleep(stopped.map(|stopped| LAST_READS.saturating_sub(stopped.elapsed()))) => break Ok(()),
+                result = readers.join(), if stopped.is_none() => break result.and_then(|ended| ended),
                 _ = done.recv_many(&mut ended, MOST_AT_ONCE) => {
                     let now = running.started.elapsed();
                     for finished in ended.drain(..) {
                         self.finish(&mut running, &finished, now);
                     }
                 }
-                _ = incoming.recv_many(&mut read, MOST_AT_ONCE), if waits.is_none() => {}
+                count = incoming.recv_many(&mut read, MOST_AT_ONCE), if waits.is_none() => if count == 0 {
+                    self.start_the_last(&mut running, &mut done);
+                    break readers.join().await.and_then(|ended| ended);
+                },
                 () = self.announcements.changed(waits) => {}
                 news = holds.recv() => self.hear_of_holds(&mut running, news),
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
@@ -218,7 +233,7 @@ impl Worker {
                 },
             }
         };
-        // The readers watch the same token and hand back the messages that still arrive.
+        self.sharing.starts_no_more();
         incoming.close();
         drop(news);
         let mut waiting: Vec<Delivered> = Vec::with_capacity(running.waiting.len());
@@ -227,10 +242,11 @@ impl Worker {
             waiting.push(*held.message);
         }
         waiting.extend(read.into_iter().map(|read| *read.message));
-        while let Ok(read) = incoming.try_recv() {
+        // Also those that are being passed on at the moment.
+        while let Some(read) = incoming.recv().await {
             waiting.push(*read.message);
         }
-        self.shut_down(running, waiting, done).await;
+        self.shut_down(running, waiting, done, stopped.unwrap_or_else(Instant::now)).await;
         if !readers.is_finished() {
             let _ = tokio::time::timeout(self.settings.grace, readers.join()).await;
         }
@@ -433,9 +449,10 @@ impl Worker {
                 }
             };
             let Held { subscription, permit, .. } = held;
-            drop(permit);
             // The receiver lives as long as the worker.
             let _ = finished.send(Finished { subscription, sequence, started, health }).await;
+            // The next message of a strict lane comes after this.
+            drop(permit);
         });
     }
 

@@ -118,7 +118,7 @@ impl Committer {
         before
     }
 
-    fn wait_again(&mut self, events: impl IntoIterator<Item = Planned>) {
+    pub(super) fn wait_again(&mut self, events: impl IntoIterator<Item = Planned>) {
         events.into_iter().for_each(|planned| self.in_order.put_back(planned));
     }
 
@@ -126,6 +126,15 @@ impl Committer {
     async fn write_in_order(&mut self, mut left: VecDeque<Planned>) {
         let mut most = usize::MAX;
         while !left.is_empty() {
+            self.leases.look();
+            if left.iter().any(|planned| !self.leases.holds(planned.message.lease)) {
+                let (ours, others): (Vec<_>, Vec<_>) =
+                    left.into_iter().partition(|planned| self.leases.holds(planned.message.lease));
+                for planned in others {
+                    self.in_order.failed(planned.message.stream_sequence, &planned.tenant);
+                }
+                return self.wait_again(ours);
+            }
             let count = self.first_batch(&left).min(most).max(1);
             let mut group: Vec<Planned> = left.drain(..count.min(left.len())).collect();
             let room = self.outbox.known();

@@ -55,6 +55,10 @@ impl Committer {
     async fn write_parts(&mut self, mut rest: Rest) {
         let mut most = usize::MAX;
         while rest.done < rest.planned.envelopes.len() {
+            self.leases.look();
+            if !self.leases.holds(rest.planned.message.lease) {
+                return;
+            }
             let left = rest.planned.envelopes.get(rest.done..).unwrap_or_default();
             let sizes = left.iter().map(EnvelopeMessage::stored_bytes);
             let count = self.outbox.known().part(sizes, most, MOST_BYTES);

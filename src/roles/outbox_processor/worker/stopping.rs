@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Running, Worker};
 use crate::facts::{AcknowledgementsNotFlushed, DeliveryCut, EnvelopesNotHandedBack, WorkerStopping};
-use crate::nats::{Delivered, EnvelopeMessage, HAND_BACK_DELAY};
+use crate::nats::{Delivered, EnvelopeMessage};
 use crate::roles::outbox_processor::delivery::Finished;
 
 /// Messages on their last delivery that are handed back together.
@@ -18,15 +18,27 @@ const HANDED_BACK_TOGETHER: usize = 256;
 const LEAST_CLEANUP: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period,
-    /// whether or not the server answers.
+    /// The readers have ended: starts what may be started, once more.
+    pub(super) fn start_the_last(&self, running: &mut Running, done: &mut mpsc::Receiver<Finished>) {
+        let now = running.started.elapsed();
+        while let Ok(finished) = done.try_recv() {
+            self.finish(running, &finished, now);
+        }
+        while let Some(held) = running.pool.next(now) {
+            self.start(running, held, now);
+        }
+    }
+
+    /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period after
+    /// the stop, whether or not the server answers. The readers have ended, so what is handed back does not come here again.
     pub(super) async fn shut_down(
         &self,
         mut running: Running,
         waiting: Vec<Delivered>,
         mut done: mpsc::Receiver<Finished>,
+        stopped: Instant,
     ) {
-        let deadline = Instant::now() + self.settings.grace;
+        let deadline = stopped + self.settings.grace;
         let waiting = self.not_settled_here(&mut running, waiting);
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
         let (in_flight, pool, started) = (&mut running.in_flight, &mut running.pool, running.started);
@@ -90,7 +102,7 @@ impl Worker {
                 && !self.js.names().is_in_strict_lane(&message.subject)
         });
         for message in others {
-            message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            message.acker.nak(None).await;
             left.fetch_sub(1, Ordering::Relaxed);
         }
         for chunk in last.chunks(HANDED_BACK_TOGETHER) {
