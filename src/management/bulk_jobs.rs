@@ -368,7 +368,7 @@ async fn work(
     let mut ends = Vec::new();
     for domain in management.domain_names(&filter.domains)? {
         let stream = management.js.names().dlt_stream(&domain);
-        let end = management.js.stream_info(&stream).await?.state.last_seq;
+        let end = management.js.stream_info_of_leader(&stream).await?.state.last_seq;
         ends.push((domain, end));
     }
     for (domain, end) in &ends {

@@ -255,7 +255,7 @@ impl Management {
         loop {
             for (domain, pending) in waiting.iter_mut().filter(|(_, pending)| !pending.is_empty()) {
                 // The state is read first, so that changes during the read below are found by the next poll.
-                let state = self.js.stream_info(&self.js.names().dlt_stream(domain)).await?.state;
+                let state = self.js.stream_info_of_leader(&self.js.names().dlt_stream(domain)).await?.state;
                 let now = (state.messages, state.last_seq);
                 if seen.insert(domain, now) == Some(now) {
                     continue;

@@ -235,7 +235,7 @@ impl Management {
         Ok(Pages::new(&self.js, filter.clone(), self.domain_names(&filter.domains)?))
     }
 
-    /// Up to `limit` dead letters, from the start or from a cursor.
+    /// Up to `limit` dead letters, from the start or from a cursor. An empty list is confirmed by a leader.
     pub async fn list_dead_letters(
         &self,
         filter: &DeadLetterQuery,
@@ -250,7 +250,12 @@ impl Management {
         while entries.len() < limit {
             match pages.next((limit - entries.len()).min(PAGE)).await? {
                 Some(page) => entries.extend(page),
-                None => return Ok(DeadLetterList { entries, next: None }),
+                None => {
+                    if entries.is_empty() {
+                        self.confirm_leader().await?;
+                    }
+                    return Ok(DeadLetterList { entries, next: None });
+                }
             }
         }
         Ok(DeadLetterList { entries, next: pages.cursor().await? })
@@ -288,7 +293,7 @@ impl Management {
         Ok(Some(DeadLetterDetails { entry, stream, last_attempt, content }))
     }
 
-    /// Counts the dead letters that match the filter. `seen` gets the count after each page.
+    /// Counts the dead letters that match the filter; none is confirmed by a leader. `seen` gets the count after each page.
     pub async fn dead_letter_stats(
         &self,
         filter: &DeadLetterQuery,
@@ -304,6 +309,9 @@ impl Management {
                 Count::add(&mut by_domain, (letter.domain, letter.reason, letter.state), letter.failed_at);
                 Count::add(&mut by_subscription, (letter.tenant, letter.subscription), letter.failed_at);
             }
+        }
+        if total == 0 {
+            self.confirm_leader().await?;
         }
         let by_domain: Vec<CountByDomain> = by_domain
             .into_iter()

@@ -153,8 +153,8 @@ impl Management {
     async fn look(&self, domain: &Domain) -> Result<DomainRow, ManagementError> {
         let names = self.js.names();
         let stream = names.outbox_stream(&domain.name);
-        let outbox = self.js.stream_info(&stream).await?.state.messages;
-        let dlt = self.js.stream_info(&names.dlt_stream(&domain.name)).await?.state.messages;
+        let outbox = self.js.stream_info_of_leader(&stream).await?.state.messages;
+        let dlt = self.js.stream_info_of_leader(&names.dlt_stream(&domain.name)).await?.state.messages;
         let (mut in_flight, mut paused_lanes, mut until) = (0, 0, None);
         let lanes = self.lanes(&stream).await?;
         for lane in &lanes {

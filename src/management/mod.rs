@@ -38,6 +38,7 @@ pub use subscriptions::{
 pub use crate::http_delivery::signature::Algorithm;
 pub use crate::nats::{Registry, StoredSubscription};
 
+use futures_util::future::try_join_all;
 use tokio::sync::OnceCell;
 
 use self::keyed_lock::KeyedLock;
@@ -103,12 +104,18 @@ impl Management {
         Self { index: Some(index), ..self }
     }
 
-    /// Fails if JetStream has no leader, so that what was not found may exist.
+    /// Fails unless the leader of JetStream answers; otherwise what was not found may exist.
     pub(crate) async fn confirm_leader(&self) -> Result<(), NatsError> {
         match self.settings.domains.first() {
             Some(domain) => self.js.confirm_leader(&self.js.names().outbox_stream(&domain.name)).await,
             None => Ok(()),
         }
+    }
+
+    /// The same, and that each of these streams has a leader.
+    pub(crate) async fn confirm_leaders(&self, streams: &[String]) -> Result<(), NatsError> {
+        self.confirm_leader().await?;
+        try_join_all(streams.iter().map(|stream| self.js.confirm_leader_of(stream))).await.map(drop)
     }
 
     pub fn jet_stream(&self) -> &JetStream {

@@ -32,6 +32,7 @@ pub struct Traced {
 }
 
 impl Management {
+    /// Everything that the streams have about an event. That they have nothing is confirmed by their leaders.
     pub async fn trace_event(&self, request: &TraceRequest) -> Result<Traced, ManagementError> {
         let query = TraceQuery {
             event_id: request.event_id.clone(),
@@ -49,7 +50,10 @@ impl Management {
         }
         let trace = Trace::new(&request.event_id, findings);
         if trace.is_none() && complete {
-            self.confirm_leader().await?;
+            let names = self.js.names();
+            let mut streams = vec![names.events_stream(), names.attempts_stream(), names.rejected_stream()];
+            streams.extend(query.domains.iter().map(|domain| names.outbox_stream(domain)));
+            self.confirm_leaders(&streams).await?;
         }
         Ok(Traced { trace, complete })
     }

@@ -175,7 +175,7 @@ impl JetStream {
         from: u64,
         limit: usize,
     ) -> Result<DeadLetterPage, NatsError> {
-        let info = self.stream_info(&self.names().dlt_stream(domain)).await?;
+        let info = self.stream_info_of_leader(&self.names().dlt_stream(domain)).await?;
         if info.state.messages == 0 || from > info.state.last_seq {
             return Ok(DeadLetterPage::default());
         }

@@ -5,30 +5,32 @@ use serde_json::Value;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::stream_api::StreamInfo;
 use super::subjects::described;
 
 impl JetStream {
-    /// Fails if JetStream has no leader. Then a server that is alone still answers reads of its streams, which may lack what
-    /// the others have. `stream`: one whose consumers may be listed, which only works with a leader.
+    /// Fails unless the leader of JetStream answers. Without one, a server that is alone still answers reads of its streams,
+    /// which may lack what the others have; and until it knows that it is alone, nobody answers. `stream`: one whose
+    /// consumers may be listed, which only the leader does.
     pub async fn confirm_leader(&self, stream: &str) -> Result<(), NatsError> {
-        match self.consumer_names(stream).await {
-            Err(error) if error.api().is_some() && error.is_unavailable() => Err(error),
-            _ => Ok(()),
-        }
+        unless_missing(self.consumer_names(stream).await)
     }
 
-    /// Fails if the bucket of the registry has no leader, so that it may have what was not found.
+    /// Fails unless the bucket of the registry has a leader; otherwise it may have what was not found.
     pub async fn confirm_registry_leader(&self) -> Result<(), NatsError> {
         self.confirm_leader_of(&self.names().subscriptions_stream()).await
     }
 
     /// The same for any stream, of which only the state may be read.
     pub async fn confirm_leader_of(&self, stream: &str) -> Result<(), NatsError> {
-        match self.stream_info(stream).await {
-            Ok(info) if !info.has_leader() => Err(NatsError::NoLeader { subject: stream.to_owned() }),
-            Err(error) if error.is_without_leader() => Err(error),
-            _ => Ok(()),
-        }
+        unless_missing(self.stream_info_of_leader(stream).await)
+    }
+
+    /// The state of a stream as its leader knows it. Without a leader, the answer may lack messages, or be that of an empty
+    /// stream.
+    pub async fn stream_info_of_leader(&self, stream: &str) -> Result<StreamInfo, NatsError> {
+        let info = self.stream_info(stream).await?;
+        if info.has_leader() { Ok(info) } else { Err(NatsError::NoLeader { subject: stream.to_owned() }) }
     }
 
     /// The cause of [`NatsError::NoResponders`], as JetStream says it now; any other error is returned as it is. A stream
@@ -64,5 +66,13 @@ impl JetStream {
             Err(NatsError::Timeout { reported: None, .. }) => leaderless(),
             _ => None,
         }
+    }
+}
+
+/// A leader says so if a stream does not exist.
+fn unless_missing<T>(answer: Result<T, NatsError>) -> Result<(), NatsError> {
+    match answer {
+        Err(error) if !error.is_stream_missing() => Err(error),
+        _ => Ok(()),
     }
 }

@@ -267,7 +267,7 @@ pub async fn check(js: &JetStream, parameters: &StreamParameters) -> Result<Vec<
     let mut drifts = Vec::new();
     for stream in wanted(js, parameters) {
         let what = format!("stream {}", stream.name);
-        match js.stream_info(&stream.name).await {
+        match js.stream_info_of_leader(&stream.name).await {
             Ok(info) => {
                 let desired = desired(&stream.config, &info.config);
                 drifts.extend(compare(&what, &desired, &info.config, Some(&info)));

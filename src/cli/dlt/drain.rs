@@ -54,11 +54,14 @@ pub(super) async fn run(
             DrainEnd { drained: Drained { more_left: true, ..so_far }, error: None }
         }
     };
-    if printer.is_json() {
-        printer.json(&json!(drained))?;
-    } else {
-        for line in summary(&drained).lines() {
-            printer.line(line)?;
+    // An error with which nothing was done and counted says it all.
+    if error.is_none() || drained.replayed > 0 || drained.left != LeftLetters::default() {
+        if printer.is_json() {
+            printer.json(&json!(drained))?;
+        } else {
+            for line in summary(&drained).lines() {
+                printer.line(line)?;
+            }
         }
     }
     match error {

@@ -17,9 +17,6 @@ pub(super) async fn run(names: &[String], settings: &Settings, printer: Printer)
     let progress = spinner("counting");
     let stats = hub.dead_letter_stats(&filter, |seen| progress.set_position(seen)).await?;
     progress.finish_and_clear();
-    if stats.total == 0 {
-        hub.confirm_leader().await?;
-    }
     if printer.is_json() {
         printer.json(&stats)?;
         return Ok(Answer::Yes);

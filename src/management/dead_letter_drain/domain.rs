@@ -163,7 +163,7 @@ impl<'a> DomainDrain<'a> {
             return Ok(());
         }
         let (js, names) = (&self.management.js, self.management.js.names());
-        let events = js.stream_info(&names.events_stream()).await?.state;
+        let events = js.stream_info_of_leader(&names.events_stream()).await?.state;
         let events = WaitingEvents { first: events.first_seq, last: events.last_seq };
         let (outbox, dlt) = (names.outbox_stream(&self.domain), names.dlt_stream(&self.domain));
         if self.extent.is_none() {
@@ -173,7 +173,8 @@ impl<'a> DomainDrain<'a> {
         self.look_at_used_up(self.state == State::Waiting).await?;
         self.forget_finished().await?;
         let used_up = self.used_up_of_filter();
-        let (outbox, dlt) = tokio::try_join!(js.stream_info(&outbox), js.stream_info(&dlt))?;
+        let (outbox, dlt) =
+            tokio::try_join!(js.stream_info_of_leader(&outbox), js.stream_info_of_leader(&dlt))?;
         let (last_envelope, outbox, last_letter) = (outbox.state.last_seq, outbox.fill(), dlt.state.last_seq);
         let now = self.started.elapsed();
         let extent = self.extent.get_or_insert_with(|| {

@@ -53,7 +53,7 @@ impl DomainDrain<'_> {
     async fn try_count(&mut self, limit: &mut CountLimit<'_>, rest: &mut u64) -> Result<(), ManagementError> {
         let js = &self.management.js;
         let due = js.redrives_due(&self.domain).await?;
-        let end = js.stream_info(&js.names().dlt_stream(&self.domain)).await?.state.last_seq;
+        let end = js.stream_info_of_leader(&js.names().dlt_stream(&self.domain)).await?.state.last_seq;
         // Without a look, all would have been replayed.
         self.extent.get_or_insert_with(|| Extent::new(WaitingEvents::NONE, end, Duration::ZERO));
         self.look_at_used_up(false).await?;

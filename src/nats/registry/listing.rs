@@ -46,7 +46,7 @@ impl JetStream {
         let names = self.names().clone();
         let stream = names.subscriptions_stream();
         let mut found = BTreeMap::new();
-        if self.stream_info(&stream).await?.state.messages == 0 {
+        if self.stream_info_of_leader(&stream).await?.state.messages == 0 {
             return Ok(found);
         }
         let options = OrderedReaderOptions {
