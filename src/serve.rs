@@ -169,10 +169,10 @@ impl Hub {
             metrics: metrics.clone(),
             connected: Arc::new(move || answering.is_answering()),
         };
+        let waiting = Waiting::new(&readiness, jetstream.clone(), options.patience);
         let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
         let health_address = health.address();
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
-        let waiting = Waiting::new(&readiness, jetstream.clone(), options.patience);
         let connection = connect_options(settings, "integration-hub");
         let js = tokio::select! {
             js = waiting.connect(&connection, &link) => js?,

@@ -46,8 +46,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// `patience`: how long the process waits in all; `None` if a signal alone ends the wait.
+    /// `patience`: how long the process waits in all; `None` if a signal alone ends the wait. `/readyz` has a reason from now on,
+    /// also before the first try has failed.
     pub(super) fn new(readiness: &Readiness, jetstream: ReadyFlag, patience: Option<Duration>) -> Self {
+        readiness.note(CONNECTION, Some("starting: waiting for the NATS server".to_owned()));
         let deadline = patience.map(|patience| Instant::now() + patience);
         Self { readiness: readiness.clone(), jetstream, deadline }
     }
@@ -66,6 +68,7 @@ impl Waiting {
         loop {
             match JetStream::connect(options).await {
                 Ok(js) => {
+                    self.readiness.note(JETSTREAM, Some("starting: waiting for JetStream".to_owned()));
                     self.readiness.note(CONNECTION, None);
                     return Ok(link.0.get_or_init(|| js).clone());
                 }

@@ -30,6 +30,19 @@ async fn waits_for(hub: &Hub, texts: &[&str]) {
     assert_eq!(alive.status(), 200);
 }
 
+/// The first answer of `/readyz`, at the moment at which health is served.
+async fn has_a_reason_at_once(hub: &Hub) {
+    let (status, text) = eventually(STEP, "health is served", async || {
+        let answer = http_client().get(hub.health_url("/readyz")).send().await.map_err(|e| e.to_string())?;
+        Ok::<_, String>((answer.status(), answer.text().await.unwrap_or_default()))
+    })
+    .await;
+    let is_reason = |line: &str| {
+        line.starts_with("warning: starting: waiting for ") || line.starts_with("warning: waiting for ")
+    };
+    assert!(status == 503 && text.lines().any(is_reason), "{status} {text}");
+}
+
 #[tokio::test]
 async fn a_process_without_a_server_waits_for_it() {
     let port = free_port();
@@ -61,6 +74,7 @@ async fn a_process_waits_for_a_server_that_accepts_connections_and_says_nothing(
     proxy.freeze();
     let limit = ["--set", "nats.connect_timeout=2s"];
     let mut hub = Hub::serve(&proxy.url("nats"), &TestSettings::quick(), &limit);
+    has_a_reason_at_once(&hub).await;
     waits_for(&hub, &["not ready: connection to the NATS server", "timed out"]).await;
     proxy.thaw();
     hub.ready().await;
@@ -108,6 +122,7 @@ async fn a_process_without_a_quorum_waits_for_it() {
     hub.wait_for_log("not provisioned yet, will retry", STEP).await;
     // A second one ends at a signal.
     let mut second = Hub::serve(&url, &settings, &[]);
+    has_a_reason_at_once(&second).await;
     waits_for(&second, &["not ready: JetStream\n"]).await;
     let begin = Instant::now();
     assert_eq!(second.terminate().await.code(), Some(0));
