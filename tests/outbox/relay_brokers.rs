@@ -17,9 +17,12 @@ use crate::support::{Direction, Hub, TestBroker, TestDatabase, TestSettings, eve
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
+/// Rows of one claim.
+const BATCH: usize = 100;
+
 fn relaying(database: &TestDatabase, partner: &Partner, max_attempts: u32) -> TestSettings {
     settings(&database.url()).with_brokers([partner.entry("partner")]).with(|settings| {
-        settings.outbox.batch = Some(100);
+        settings.outbox.batch = Some(BATCH);
         settings.outbox.max_attempts = Some(max_attempts);
         settings.outbox.retry = Some(vec![Duration::from_millis(100)]);
     })
@@ -183,15 +186,16 @@ async fn while_it_hangs_its_rows_wait_and_no_others(story: &mut Story) {
 
 async fn a_connection_lost_in_mid_publish_loses_nothing(story: &mut Story) {
     let sent = story.partner.proxy().cut_after(Direction::ToServer, "c00100");
-    let expected = story.raise("c", 200).await;
+    let expected = story.raise("c", 4 * BATCH).await;
     // The broker has stored it, and its acknowledgement is lost.
     sent.fired(SOON).await;
     story.partner.proxy().cut();
     story.all_is_published("c").await;
     let arrived = story.arrived("user", &expected).await;
     let repeated = arrived.len() - expected.len();
-    // Messages in transit: at most one claim, over ten streams.
-    assert!(repeated <= 100, "{repeated} came again");
+    // Each of the two workers of a relay has a claim: a stream that the first has finished is taken by the second while the
+    // others of the first are still on their way. `relay_scripted` has both claims in transit.
+    assert!(repeated <= 2 * BATCH, "{repeated} came again");
 }
 
 async fn refused_rows_are_abandoned_and_block_no_other(story: &mut Story, reason: &str) {

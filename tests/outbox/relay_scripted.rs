@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::outbox::on_both;
-use crate::support::relay::{assert_in_order, in_streams, public, raise, wait_for};
-use crate::support::{TestBroker, TestClient, TestDatabase};
+use crate::support::relay::{SOON, assert_in_order, in_streams, public, raise, wait_for};
+use crate::support::{TestBroker, TestClient, TestDatabase, eventually};
 
 on_both!(
     (flavor = "multi_thread", worker_threads = 2),
@@ -31,6 +31,7 @@ on_both!(
     what_is_behind_a_refused_row_waits_for_it,
     rows_behind_an_abandoned_row_continue,
     a_claim_lasts_as_long_as_its_round,
+    a_lost_connection_repeats_a_claim_of_each_worker_and_no_more,
 );
 
 /// The reaction of the broker to a message.
@@ -44,6 +45,8 @@ enum Deed {
     TakeAndHang,
     /// Stores it after a wait.
     Slow(Duration),
+    /// Before the cut: stores it, and its acknowledgement is lost in the cut.
+    TakeUntilCut,
 }
 
 type Script = dyn FnMut(&OutgoingMessage) -> Deed + Send;
@@ -52,11 +55,14 @@ struct Scripted {
     script: Mutex<Box<Script>>,
     /// Ids and keys, as they arrived.
     arrived: Mutex<Vec<(String, String)>>,
+    /// The connection is lost, once.
+    cut: CancellationToken,
 }
 
 impl Scripted {
     fn new(script: impl FnMut(&OutgoingMessage) -> Deed + Send + 'static) -> Arc<Self> {
-        Arc::new(Self { script: Mutex::new(Box::new(script)), arrived: Mutex::default() })
+        let cut = CancellationToken::new();
+        Arc::new(Self { script: Mutex::new(Box::new(script)), arrived: Mutex::default(), cut })
     }
 
     fn arrived(&self) -> Vec<(String, String)> {
@@ -73,6 +79,7 @@ impl Scripted {
 impl Broker for Scripted {
     fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         async move {
+            let (reason, mut loses) = ("as the script says", false);
             for (acknowledged, message) in group.iter().enumerate() {
                 assert_eq!(message.key, group[0].key, "a group is of one stream");
                 let deed = (self.script.lock().expect("nobody panics with it"))(message);
@@ -80,12 +87,12 @@ impl Broker for Scripted {
                     tokio::time::sleep(wait).await;
                 }
                 assert_ne!(deed, Deed::Panic, "as the script says");
-                let reason = "as the script says";
+                loses |= deed == Deed::TakeUntilCut && !self.cut.is_cancelled();
                 let error = match deed {
                     Deed::Refuse => Some(PublishError::refused(reason)),
                     Deed::RefuseForEver => Some(PublishError::permanent(reason)),
                     Deed::TakeAndHang => Some(PublishError::unavailable(reason)),
-                    Deed::Take | Deed::Slow(_) | Deed::Panic => None,
+                    Deed::Take | Deed::Slow(_) | Deed::TakeUntilCut | Deed::Panic => None,
                 };
                 if !matches!(deed, Deed::Refuse | Deed::RefuseForEver) {
                     let arrival = (message.id.clone(), message.key.clone());
@@ -94,6 +101,10 @@ impl Broker for Scripted {
                 if error.is_some() {
                     return PublishedGroup { acknowledged, error };
                 }
+            }
+            if loses {
+                self.cut.cancelled().await;
+                return PublishedGroup { acknowledged: 0, error: Some(PublishError::unavailable(reason)) };
             }
             PublishedGroup { acknowledged: group.len(), error: None }
         }
@@ -260,4 +271,23 @@ async fn a_claim_lasts_as_long_as_its_round(database: &TestDatabase) {
     relays.end().await;
     assert_eq!(partner.arrived().len(), 12, "each once");
     assert_in_order(partner.arrived());
+}
+
+/// What can be on its way to a broker: one claim of each of the two workers of a relay, whatever waits behind them.
+async fn a_lost_connection_repeats_a_claim_of_each_worker_and_no_more(database: &TestDatabase) {
+    let (settings, store) = (quick(), database.outbox(&["partner"]).await);
+    let (in_flight, rows) = (2 * settings.batch, 6 * settings.batch);
+    let partner = Scripted::new(|_| Deed::TakeUntilCut);
+    let relays = Relays::start(1, database, &partner, settings).await;
+    raise(database, &events(rows, rows)).await;
+    eventually(SOON, "both workers have sent a claim", async || match partner.arrived().len() {
+        arrived if arrived == in_flight => Ok(()),
+        arrived => Err(arrived),
+    })
+    .await;
+    partner.cut.cancel();
+    wait_for(&store, "partner", Status::Published, rows).await;
+    relays.end().await;
+    assert_eq!(partner.first_arrivals().len(), rows);
+    assert_eq!(partner.arrived().len() - rows, in_flight, "came again");
 }
