@@ -20,6 +20,7 @@ use super::letter_rooms::LetterRooms;
 use super::liveness::{Liveness, PING_INTERVAL};
 use super::scan_names::ScanNames;
 use super::server_choice::ServerChoice;
+use super::server_reports::ServerReports;
 use super::subjects::SubjectNames;
 use crate::facts::{
     NatsClientEvent, NatsConnected, NatsDisconnected, NatsErrorReported, NatsMessagesDropped,
@@ -70,8 +71,7 @@ pub struct JetStream {
     connected: watch::Receiver<bool>,
     /// Number of connections lost so far; a change means that outstanding requests get no answer.
     lost: watch::Receiver<u64>,
-    /// The last error that the server reported on the connection, and when.
-    reported: watch::Receiver<Option<(Instant, String)>>,
+    reports: Arc<ServerReports>,
     liveness: Arc<Liveness>,
     /// Somebody found that a stream or consumer does not exist.
     missing: Arc<Notify>,
@@ -97,7 +97,8 @@ impl JetStream {
         let (generation_sender, generation) = watch::channel(0u64);
         let (connected_sender, connected) = watch::channel(true);
         let (lost_sender, lost) = watch::channel(0u64);
-        let (reported_sender, reported) = watch::channel(None);
+        let reports = Arc::new(ServerReports::default());
+        let reported = reports.clone();
         let choice = ServerChoice::default();
         let mut connect = async_nats::ConnectOptions::new()
             .name(&options.name)
@@ -130,7 +131,7 @@ impl JetStream {
                     }
                     Event::SlowConsumer(sid) => NatsMessagesDropped { sid }.emit(),
                     Event::ServerError(error) => {
-                        reported_sender.send_replace(Some((Instant::now(), error.to_string())));
+                        reported.add(&error);
                         NatsErrorReported { error: &error }.emit();
                     }
                     Event::ClientError(error) => outage.attempt_failed(&error),
@@ -194,7 +195,7 @@ impl JetStream {
             generation,
             connected,
             lost,
-            reported,
+            reports,
             liveness: Arc::new(Liveness::new()),
             missing: Arc::default(),
             request_timeout: options.request_timeout,
@@ -308,16 +309,12 @@ impl JetStream {
         read_answer(subject, &answer.payload)
     }
 
-    /// The error of a request without an answer, which was sent at this time. What the server has reported since is shown
-    /// if it names the request or its inbox, and decides nothing.
+    /// The error of a request without an answer, which was sent at this time, with the missing permission that the server has
+    /// reported for it since.
     pub(super) fn unanswered(&self, subject: &str, sent: Instant) -> NatsError {
         let inbox = self.client.new_inbox();
         let inbox = inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix);
-        let reported = self.reported.borrow().clone();
-        let reported = reported.filter(|(at, error)| {
-            *at >= sent && [subject, inbox].into_iter().any(|name| error.contains(name))
-        });
-        let reported = reported.map(|(_, error)| error);
+        let reported = self.reports.about(subject, inbox, sent);
         let seconds = self.request_timeout.as_secs();
         NatsError::Timeout { subject: subject.to_owned(), seconds, reported }
     }

@@ -92,7 +92,7 @@ pub enum NatsError {
     Timeout {
         subject: String,
         seconds: u64,
-        /// The error that the server reported on the connection meanwhile, such as a missing permission.
+        /// The missing permission that the server reported on the connection meanwhile, as it wrote it.
         reported: Option<String>,
     },
     #[error("{}", remedy::nobody(subject))]

@@ -43,6 +43,7 @@ mod rejected;
 mod remedy;
 mod scan_names;
 mod server_choice;
+mod server_reports;
 mod settled_notices;
 mod stream_api;
 mod strict;
