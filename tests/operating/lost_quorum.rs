@@ -7,7 +7,7 @@ use std::time::Duration;
 use hub_testkit::broker_process::{BrokerCluster, BrokerOptions};
 
 use crate::support::{
-    Hub, Receiver, TestClient, TestSettings, eventually, nats_server, print_output, subscription,
+    ApiClient, Hub, Receiver, TestClient, TestSettings, eventually, nats_server, print_output, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(120);
@@ -90,7 +90,10 @@ async fn a_running_hub_says_so_until_the_quorum_is_back() {
     let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
     let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
     let receiver = Receiver::start().await;
-    let settings = TestSettings::quick().with(|settings| settings.nats.replicas = Some(3));
+    let settings = TestSettings::quick().with(|settings| {
+        settings.nats.replicas = Some(3);
+        settings.api.anonymous = Some(true);
+    });
     let mut hub = Hub::serve(&cluster.servers()[0].url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&cluster.url()).await;
@@ -111,6 +114,10 @@ async fn a_running_hub_says_so_until_the_quorum_is_back() {
         }
     })
     .await;
+    let api = ApiClient::with_token(&hub, None);
+    for path in ["/v1/dead-letters", "/v1/dead-letters/stats", "/v1/domains", "/v1/events/unknown"] {
+        api.get(path).await.expect(503);
+    }
     let metrics = hub.metrics().await;
     for line in ["hub_nats_connected 0", "hub_ready{part=\"JetStream\"} 0"] {
         assert!(metrics.contains(&format!("\n{line}\n")), "{line}: {metrics}");
