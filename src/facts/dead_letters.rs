@@ -288,7 +288,7 @@ impl UnreadLaneEmptied<'_> {
     pub fn emit(self) {
         let Self { stream, lane, moved, dead_lettered } = self;
         limited!(
-            WARN "emptied a lane without a subscription", About::detail(stream);
+            WARN "emptied a lane that nobody reads", About::detail(stream);
             stream, lane, moved, dead_lettered
         );
     }

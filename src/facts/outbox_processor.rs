@@ -45,6 +45,24 @@ impl EnvelopeNotSpilled<'_> {
     }
 }
 
+/// The consumer of an own lane, which envelopes were moved to, could not be created.
+pub struct OwnLaneNotCreated<'a> {
+    pub error: Cause<'a>,
+    pub lane: &'a str,
+}
+
+impl OwnLaneNotCreated<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, lane } = self;
+        let domain = &*metrics.domain;
+        limited!(
+            WARN "own lane of a subscription not created, its envelopes wait until the sweep or in the shared lane",
+            About::domain(domain).cause(error);
+            %error, domain, lane
+        );
+    }
+}
+
 /// Another process that delivers was heard, or one is gone.
 pub struct LimitsShared {
     /// This one included.

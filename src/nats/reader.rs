@@ -75,6 +75,11 @@ impl Reader {
         self
     }
 
+    /// Allows `more` messages at once, in addition.
+    pub fn widen(&self, more: usize) {
+        self.permits.add_permits(more);
+    }
+
     /// Drops the messages that were sent to this process before it stood still.
     #[must_use]
     pub fn leased(mut self, leases: Leases) -> Self {

@@ -26,6 +26,7 @@ mod overwritten_lanes;
 mod own_lanes;
 mod poison;
 mod publishing;
+mod refused_own_lanes;
 mod rejection;
 mod silent_dlt;
 mod strict;

@@ -29,7 +29,7 @@ const MOST_LANES: usize = 256;
 /// With a resolver, nobody knows which subscriptions exist. A strict lane then gets a consumer as long as the outbox has
 /// fewer than this number of lanes. Beyond, it gets one if its first message is an envelope of its strict order.
 const MOST_UNKNOWN: usize = 256;
-/// The event processor creates the consumer of a strict lane after the first envelopes, within this time.
+/// The consumer of a lane is created after the first envelopes, within this time.
 const NEW_FOR: Duration = Duration::from_secs(10);
 /// With a resolver, messages of a strict lane beyond `MOST_UNKNOWN` are then taken out, up to the first envelope of its
 /// strict order.
@@ -51,6 +51,17 @@ struct Emptied {
     dead_lettered: usize,
     /// An envelope of its strict order was found.
     has_order: bool,
+    /// The server refuses its consumer.
+    is_refused: bool,
+}
+
+/// Lanes whose messages are taken out.
+#[derive(Default)]
+struct Unread<'a> {
+    /// All of these.
+    lanes: HashSet<&'a str>,
+    /// Those of known subscriptions, whose consumers the server refuses.
+    refused: HashSet<&'a str>,
 }
 
 impl UnreadLanes {
@@ -78,19 +89,18 @@ impl UnreadLanes {
         let is_unread = |lane: &str| lanes.contains(lane) && !consumers.contains(&lane_consumer(lane));
         self.found().retain(|(of, lane), _| of != stream || is_unread(lane));
         let own = consumers.iter().filter(|name| lane_of_consumer(name).is_some()).count();
-        let (mut unread, mut looked_up) = (HashSet::new(), 0);
+        let (mut unread, mut looked_up) = (Unread::default(), 0);
         for lane in &lanes {
             let lane = *lane;
             if !is_lane(lane) {
-                unread.insert(lane);
+                unread.lanes.insert(lane);
                 continue;
             }
             if consumers.contains(&lane_consumer(lane)) || looked_up >= MOST_LANES {
                 continue;
             }
             looked_up += usize::from(lane != SHARED_LANE);
-            // Whoever moves an envelope to an own lane creates its consumer before; one that is newer than the list is
-            // found here.
+            // One that is newer than the list is found here.
             match js.consumer_info(stream, &lane_consumer(lane)).await {
                 Ok(_) => continue,
                 Err(error) if error.is_not_found() => {}
@@ -98,10 +108,20 @@ impl UnreadLanes {
             }
             match self.deserves_consumer(router, domain, stream, lane, own + looked_up).await {
                 Ok(true) if self.is_new(stream, lane, NEW_FOR) => {}
-                Ok(true) => self.create_consumer(router, domain, stream, lane).await,
-                Ok(false) if !self.has_registry && self.is_new(stream, lane, MADE_UP_AFTER) => {}
+                Ok(true) => {
+                    let exists = self.create_consumer(router, domain, stream, lane).await;
+                    // Its envelopes need not wait for a lane that the server refuses.
+                    if !exists && !is_strict_lane(lane) && lane != SHARED_LANE {
+                        unread.lanes.insert(lane);
+                        unread.refused.insert(lane);
+                    }
+                }
+                Ok(false)
+                    if !self.has_registry
+                        && is_strict_lane(lane)
+                        && self.is_new(stream, lane, MADE_UP_AFTER) => {}
                 Ok(false) => {
-                    unread.insert(lane);
+                    unread.lanes.insert(lane);
                 }
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
@@ -147,16 +167,16 @@ impl UnreadLanes {
         }
     }
 
-    /// Whether this is a strict lane that was first found without a consumer less than that time ago.
+    /// Whether this lane of a subscription was first found without a consumer less than that time ago.
     fn is_new(&self, stream: &str, lane: &str, time: Duration) -> bool {
-        is_strict_lane(lane) && {
+        lane != SHARED_LANE && {
             let key = (stream.to_owned(), lane.to_owned());
             self.found().entry(key).or_insert_with(Instant::now).elapsed() < time
         }
     }
 
-    /// Logs a failure once until a consumer is created.
-    async fn create_consumer(&self, router: &Router, domain: &str, stream: &str, lane: &str) {
+    /// Logs a failure once until a consumer is created. Returns false if the server refuses it.
+    async fn create_consumer(&self, router: &Router, domain: &str, stream: &str, lane: &str) -> bool {
         let key = (stream.to_owned(), lane.to_owned());
         let is_new = self.logged().insert(key.clone());
         if is_new {
@@ -165,10 +185,15 @@ impl UnreadLanes {
         match router.js().ensure_lane(&self.parameters, domain, lane).await {
             Ok(_) => {
                 self.logged().remove(&key);
+                true
             }
             // The other lanes get their consumers.
-            Err(error) if is_new => LaneNotCreated { error: &error, stream, lane }.emit(),
-            Err(_) => {}
+            Err(error) => {
+                if is_new {
+                    LaneNotCreated { error: &error, stream, lane }.emit();
+                }
+                error.api().is_none()
+            }
         }
     }
 
@@ -178,10 +203,10 @@ impl UnreadLanes {
         router: &Router,
         domain: &str,
         stream: &str,
-        lanes: &HashSet<&str>,
+        unread: &Unread<'_>,
     ) -> Result<(), NatsError> {
         let mut emptied: HashMap<&str, Emptied> = HashMap::new();
-        let done = self.empty_into(router, domain, stream, lanes, &mut emptied).await;
+        let done = self.empty_into(router, domain, stream, unread, &mut emptied).await;
         for (lane, Emptied { moved, dead_lettered, .. }) in emptied {
             UnreadLaneEmptied { stream, lane, moved, dead_lettered }.emit();
         }
@@ -193,9 +218,10 @@ impl UnreadLanes {
         router: &Router,
         domain: &str,
         stream: &str,
-        lanes: &HashSet<&'a str>,
+        unread: &Unread<'a>,
         emptied: &mut HashMap<&'a str, Emptied>,
     ) -> Result<(), NatsError> {
+        let Unread { lanes, refused } = unread;
         let js = router.js();
         // A filter cannot select a lane whose name is a wildcard, or is not ASCII. For these all lanes are looked through.
         let (plain, other): (Vec<&str>, Vec<&str>) = lanes.iter().copied().partition(|lane| {
@@ -216,8 +242,9 @@ impl UnreadLanes {
                 from = message.sequence + 1;
                 let lane = js.names().parse_outbox(&message.subject).map(|subject| subject.lane);
                 let Some(lane) = lane.and_then(|lane| lanes.get(lane).copied()) else { continue };
-                self.take_out(router, domain, stream, &message, lane, emptied.entry(lane).or_default())
-                    .await?;
+                let emptied = emptied.entry(lane).or_default();
+                emptied.is_refused = refused.contains(lane);
+                self.take_out(router, domain, stream, &message, lane, emptied).await?;
             }
         }
         emptied.retain(|_, lane| lane.moved + lane.dead_lettered > 0);
@@ -242,6 +269,7 @@ impl UnreadLanes {
             return Ok(());
         }
         if let Some(Identity { subscription, .. }) = router.owner(message)
+            && !emptied.is_refused
             && is_lane(lane)
             && subscription_of_lane(lane) == Some(&*subscription.token())
             && self.has_registry

@@ -36,6 +36,9 @@ pub(super) const LIST_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_LIST_INTERVAL: Duration = Duration::from_millis(250);
 /// Most envelopes of one own lane in memory.
 pub(super) const OWN_LANE_HELD: usize = 64;
+/// The same for a lane that was opened just now. It doubles each time that twice as many were taken: hundreds of endpoints that do
+/// not answer have little memory.
+const OWN_LANE_HELD_FIRST: usize = 8;
 /// Most own lanes that are read at once; when there are more, they take turns.
 pub(super) const MOST_OWN_LANES: usize = 256;
 
@@ -56,7 +59,9 @@ enum Look {
 
 /// What the reader of one lane may have in memory.
 struct LaneLimits {
+    /// At first.
     messages: usize,
+    most_messages: usize,
     bytes: ByteBudget,
     byte_parts: u32,
     leases: Leases,
@@ -83,6 +88,7 @@ async fn read_lane(
     let reader = Reader::bind(&js, &stream, &lane_consumer(&lane), limits.messages, ready, &stop).await?;
     let Some(reader) = reader else { return Ok(()) };
     let mut reader = reader.within(&limits.bytes, limits.byte_parts).leased(limits.leases);
+    let (mut most, mut taken) = (limits.messages, 0);
     loop {
         let mut next = tokio::select! {
             () = stop.cancelled() => break,
@@ -90,7 +96,16 @@ async fn read_lane(
         };
         while let Some(read) = next {
             match read {
-                Read::Message(held) => pass_on(held, own_lane, &sink).await,
+                Read::Message(held) => {
+                    pass_on(held, own_lane, &sink).await;
+                    taken += 1;
+                    // Twice as many as it may have were taken, so that many are done with.
+                    if most < limits.most_messages && taken >= 2 * most {
+                        let more = most.min(limits.most_messages - most);
+                        reader.widen(more);
+                        (most, taken) = (most + more, 0);
+                    }
+                }
                 // A lane whose consumer exists has no leader at the moment.
                 Read::Missing if own_lane && is_deleted(&js, &stream, &lane).await => return Ok(()),
                 Read::Missing => {}
@@ -199,6 +214,7 @@ impl Lanes {
             SHARED_LANE.to_owned(),
             LaneLimits {
                 messages: self.held,
+                most_messages: self.held,
                 bytes: self.shared_bytes.clone(),
                 byte_parts: SHARED_BYTE_PARTS,
                 leases: self.leases.clone(),
@@ -309,13 +325,14 @@ impl Lanes {
     fn open(&self, lane: &str) -> Own {
         let stop = self.stop.child_token();
         // The broker has one message of a strict lane in flight.
-        let held = if is_strict_lane(lane) { 1 } else { OWN_LANE_HELD };
+        let (first, most) = if is_strict_lane(lane) { (1, 1) } else { (OWN_LANE_HELD_FIRST, OWN_LANE_HELD) };
         let reading = read_lane(
             self.js.clone(),
             self.stream.clone(),
             lane.to_owned(),
             LaneLimits {
-                messages: held,
+                messages: first,
+                most_messages: most,
                 bytes: self.own_bytes.clone(),
                 byte_parts: OWN_BYTE_PARTS,
                 leases: self.leases.clone(),

@@ -2,11 +2,12 @@
 //! and keeps waiting messages from being delivered twice.
 
 mod leases;
+mod moves;
 mod stopping;
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -22,30 +23,26 @@ use super::holds::Holding;
 use super::lane_gauges::Summaries;
 use super::lanes::{self, FromLane, Lanes};
 use super::members::Sharing;
-use super::remembered::Settlement;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::circuit::Circuits;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
-use crate::facts::{DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled};
+use crate::facts::DomainMetrics;
 use crate::health::ReadyFlag;
-use crate::nats::subjects::{SHARED_LANE, lane_consumer, own_lane};
-use crate::nats::{Acker, Delivered, Heartbeat, JetStream, Malformed, NatsError};
+use crate::nats::subjects::{SHARED_LANE, lane_consumer};
+use crate::nats::{Acker, Delivered, Heartbeat, JetStream, Malformed};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
+pub(super) use moves::LANE_KNOWN_FOR;
+use moves::OwnLanes;
 
 /// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
 /// Longest time at a stop for the messages that were requested before.
 const LAST_READS: Duration = Duration::from_secs(3);
-/// Delay before an envelope that could not be moved to its own lane is delivered again.
-const SPILL_RETRY: Duration = Duration::from_secs(5);
 /// Interval in which waiting envelopes are made compact. Most never wait for so long.
 const COMPACT_EVERY: Duration = Duration::from_secs(1);
-/// How long a lane is assumed to exist after an envelope was moved there. It is removed only after minutes without
-/// envelopes.
-pub(super) const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// An envelope in this process, with its permit.
 pub(super) struct Held {
@@ -91,9 +88,6 @@ enum UnknownOwner {
     NotInSubject,
 }
 
-/// Shared with the moves to own lanes, which add to it.
-type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
-
 /// The worker while it runs.
 pub(super) struct Running {
     pub(super) pool: FairShare<Held>,
@@ -107,8 +101,8 @@ pub(super) struct Running {
     deliveries: Jobs,
     /// Moves of envelopes to own lanes, and changes of circuits.
     pub(super) spills: Jobs,
-    /// Own lanes that exist, with the time of the last check.
-    known_lanes: KnownLanes,
+    /// Own lanes that envelopes were moved to.
+    own_lanes: OwnLanes,
     /// Notifies the reader of lanes of a new one.
     opened: Arc<Notify>,
     finished: mpsc::Sender<Finished>,
@@ -149,7 +143,7 @@ impl Worker {
             waiting: HashMap::default(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
-            known_lanes: KnownLanes::default(),
+            own_lanes: OwnLanes::default(),
             opened: Arc::default(),
             finished,
             started: self.sharing.started,
@@ -377,60 +371,6 @@ impl Worker {
         running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
     }
 
-    /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
-    /// the number of its attempts, and acknowledges it here.
-    pub(super) fn spill(&self, running: &mut Running, mut held: Held) {
-        if self.subscriptions.lacks(&held.subscription.subscription) {
-            // Anybody may make up a name: it gets no lane. Its envelopes become dead letters, which takes no time.
-            return self.keep(running, held);
-        }
-        running.waits_no_longer(&mut held);
-        let (js, domain, stream_parameters) =
-            (self.js.clone(), self.domain.name.clone(), self.settings.stream_parameters.clone());
-        let metrics = self.metrics.clone();
-        let token = held.subscription.subscription.token();
-        let lane = own_lane(&token);
-        let (tries, subject) = (self.delivery.tries().clone(), js.names().outbox(&domain, &lane, &token));
-        let (known_lanes, opened) = (running.known_lanes.clone(), running.opened.clone());
-        let remembered = self.delivery.remembered().clone();
-        remembered.remember(&held.message, Settlement::Moving);
-        running.spills.start(async move {
-            let message = &held.message;
-            let known = tries.look_up(message).await;
-            let outgoing = tries.copy(message, known.moved(), subject);
-            let moved = async {
-                let is_new = !is_known(&known_lanes, &lane);
-                if is_new {
-                    js.ensure_lane(&stream_parameters, &domain, &lane).await?;
-                }
-                let published = js.publish_each(std::slice::from_ref(&outgoing)).await?;
-                // The envelope in the lane keeps it from being removed in this time.
-                if is_new {
-                    let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
-                    known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
-                    known.insert(lane.clone(), Instant::now());
-                    opened.notify_one();
-                }
-                Ok::<usize, NatsError>(published)
-            };
-            match moved.await {
-                Ok(_) => {
-                    EnvelopeSpilled.emit(&metrics);
-                    tries.forget(message);
-                    remembered.remember(message, Settlement::Moved);
-                    remembered.answers.ack(&message.acker).await;
-                }
-                Err(error) => {
-                    EnvelopeNotSpilled { error: &error, lane: &lane, retry_in: SPILL_RETRY }.emit(&metrics);
-                    tries.keep(message, known.tried());
-                    remembered.forget(message);
-                    message.acker.nak(Some(SPILL_RETRY)).await;
-                }
-            }
-            drop(held.permit);
-        });
-    }
-
     fn start(&self, running: &mut Running, mut held: Held, started: Duration) {
         let probe = self.probe(running, &held);
         let sequence = held.message.stream_sequence;
@@ -479,11 +419,6 @@ impl Worker {
             acker.in_progress().await;
         }
     }
-}
-
-fn is_known(lanes: &KnownLanes, lane: &str) -> bool {
-    let known = lanes.lock().unwrap_or_else(PoisonError::into_inner);
-    known.get(lane).is_some_and(|since| since.elapsed() < LANE_KNOWN_FOR)
 }
 
 async fn sleep(duration: Option<Duration>) {
