@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::strict::publish_in_order;
 use super::strict_waiting::{all_arrive_once, deliveries, set_stream, subscribe};
-use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, ids};
+use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids};
 
 const STEP: Duration = Duration::from_secs(90);
 const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
@@ -56,6 +56,30 @@ async fn a_process_that_stops_hands_nothing_back_that_it_can_work_on() {
     third.ready().await;
     all_arrive_once(&receiver, &events).await;
     broker.nothing_pending_within(STEP).await;
+}
+
+/// If only one did, the lane would wait for the other's next listing when that one ends.
+#[tokio::test]
+async fn a_lane_without_envelopes_is_read_by_all_processes() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hubs = vec![Hub::serve(&broker.url(), &TestSettings::patient(), &[])];
+    hubs[0].ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    let events = ids("event", 1);
+    publish_in_order(&client, &events).await;
+    all_arrive_once(&receiver, &events).await;
+    broker.nothing_pending_within(STEP).await;
+    hubs.push(Hub::serve(&broker.url(), &TestSettings::patient(), &[]));
+    hubs[1].ready().await;
+    eventually(STEP, "both processes wait for envelopes of the lane", async || {
+        match client.js.consumer_info(OUTBOX, "lane-strict-0-strict").await.expect("there").num_waiting {
+            2 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Which own lanes are read, if there are more than places for readers.
 //!
 //! Tenants with envelopes in own lanes have equal parts of the places; what one does not use, the others may. Within a
-//! tenant, the lane that was unread for longest comes first. A lane without envelopes needs no place, and gives its place
-//! up to one that has some.
+//! tenant, the lane that was unread for longest comes first. A lane without envelopes gives its place up to one that has some. It is
+//! read while places are left: if only one process did so, a lane would wait for the next listing of the others when that one ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,8 @@ struct Tenant<'a> {
     reading: Vec<Lane<'a>>,
     /// With a reader and without envelopes.
     empty: Vec<Lane<'a>>,
+    /// With neither.
+    idle: Vec<Lane<'a>>,
     /// Places for lanes with envelopes.
     part: usize,
 }
@@ -53,7 +55,7 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
             (Some(_), true) => tenant.empty.push(*lane),
             (Some(_), false) => tenant.reading.push(*lane),
             (None, false) => tenant.waiting.push(*lane),
-            (None, true) => {}
+            (None, true) => tenant.idle.push(*lane),
         }
     }
     divide(&mut tenants, places);
@@ -91,6 +93,13 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
     turns.sort_by_key(|(beyond, lane)| (Reverse(*beyond), lane.reading_since, lane.name));
     turns.truncate(without_place - close.len());
     close.extend(turns.into_iter().map(|(_, lane)| lane));
+    if without_place == 0 {
+        let mut idle: Vec<Lane<'a>> =
+            tenants.values().flat_map(|tenant| tenant.idle.iter().copied()).collect();
+        idle.sort_by_key(|lane| (lane.last_read, lane.name));
+        idle.truncate(free - open.len());
+        open.extend(idle.into_iter().map(|lane| (0, lane)));
+    }
     let names = |lanes: Vec<Lane<'a>>| lanes.into_iter().map(|lane| lane.name).collect();
     Plan { open: names(open.into_iter().map(|(_, lane)| lane).collect()), close: names(close) }
 }
@@ -166,7 +175,8 @@ mod tests {
             let enough = 2 * (full.div_ceil(places) as u64 + 1);
             let count = rounds(&lanes, places, enough);
             for (name, _, is_empty) in &lanes {
-                prop_assert_eq!(count.contains_key(name), !is_empty, "{}", name);
+                // Without envelopes if all have places.
+                prop_assert!(count.contains_key(name) || *is_empty && lanes.len() > places, "{}", name);
             }
         }
     }
@@ -191,6 +201,10 @@ mod tests {
         assert_eq!(plan(&lanes, 2), Plan { open: vec![], close: vec!["empty", "long"] });
         assert_eq!(plan(&lanes, 3), Plan { open: vec!["waits-longer"], close: vec!["empty"] });
         assert_eq!(plan(&lanes, 4), Plan { open: vec!["waits-longer", "waits"], close: vec![] });
+        assert_eq!(
+            plan(&lanes, 5),
+            Plan { open: vec!["waits-longer", "waits", "nothing-to-read"], close: vec![] }
+        );
     }
 
     proptest! {
