@@ -154,10 +154,13 @@ impl BulkJobs {
         Ok(self.stored(caller, id).await?.0.as_of(self.management.now()))
     }
 
-    /// The stored jobs that the caller may see, newest first.
+    /// The stored jobs that the caller may see, newest first. That there is none is confirmed by a leader.
     pub async fn jobs(&self, caller: &Caller, limit: usize) -> Result<Vec<BulkJob>, ManagementError> {
         let now = self.management.now();
         let mut jobs: Vec<BulkJob> = self.management.js.bulk_jobs().await?;
+        if jobs.is_empty() {
+            self.confirm_leader().await?;
+        }
         jobs.retain(|job| reaches(caller, job));
         jobs.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
         jobs.truncate(limit);
@@ -184,8 +187,17 @@ impl BulkJobs {
         }
     }
 
+    async fn confirm_leader(&self) -> Result<(), NatsError> {
+        let js = &self.management.js;
+        js.confirm_leader_of(&js.names().bulk_jobs_stream()).await
+    }
+
     async fn stored(&self, caller: &Caller, id: &BulkJobId) -> Result<(BulkJob, u64), ManagementError> {
-        let found = self.management.js.bulk_job(id).await?.filter(|(job, _)| reaches(caller, job));
+        let found = self.management.js.bulk_job(id).await?;
+        if found.is_none() {
+            self.confirm_leader().await?;
+        }
+        let found = found.filter(|(job, _)| reaches(caller, job));
         found.ok_or_else(|| ManagementError::NoBulkJob { id: id.to_string() })
     }
 }

@@ -170,7 +170,7 @@ impl Management {
     }
 
     /// The subscription and its revision, if the caller may see its tenant. A caller bound to a tenant learns nothing about
-    /// other tenants.
+    /// other tenants. That there is none is confirmed by a leader.
     pub async fn subscription(
         &self,
         caller: &Caller,
@@ -183,7 +183,11 @@ impl Management {
                 return Err(nothing(id.to_string()));
             }
             let name = SubscriptionRef::new(tenant, id).map_err(|error| invalid_tenant(&error))?;
-            return self.js.subscription(&name).await?.ok_or_else(|| nothing(name.to_string()));
+            let found = self.js.subscription(&name).await?;
+            if found.is_none() {
+                self.js.confirm_registry_leader().await?;
+            }
+            return found.ok_or_else(|| nothing(name.to_string()));
         }
         let names = match &self.index {
             Some(index) => {
@@ -194,7 +198,10 @@ impl Management {
         };
         let mut found = self.js.subscriptions_named(&names).await?;
         match (found.pop(), found.is_empty()) {
-            (None, _) => Err(nothing(id.to_string())),
+            (None, _) => {
+                self.js.confirm_registry_leader().await?;
+                Err(nothing(id.to_string()))
+            }
             (Some(only), true) => Ok(only),
             (Some(last), false) => Err(ManagementError::AmbiguousSubscription {
                 id: id.to_string(),

@@ -115,7 +115,16 @@ async fn a_running_hub_says_so_until_the_quorum_is_back() {
     })
     .await;
     let api = ApiClient::with_token(&hub, None);
-    for path in ["/v1/dead-letters", "/v1/dead-letters/stats", "/v1/domains", "/v1/events/unknown"] {
+    for path in [
+        "/v1/dead-letters",
+        "/v1/dead-letters/stats",
+        "/v1/domains",
+        "/v1/events/unknown",
+        "/v1/orders",
+        "/v1/orders/ord_00000000000000000000000000000000",
+        "/v1/subscriptions/unknown",
+        "/v1/subscriptions/unknown/circuits",
+    ] {
         api.get(path).await.expect(503);
     }
     let metrics = hub.metrics().await;
