@@ -56,7 +56,7 @@ impl OwnLaneNotCreated<'_> {
         let Self { error, lane } = self;
         let domain = &*metrics.domain;
         limited!(
-            WARN "own lane of a subscription not created, its envelopes wait until the sweep or in the shared lane",
+            WARN "own lane of a subscription not created, the sweep looks after its envelopes",
             About::domain(domain).cause(error);
             %error, domain, lane
         );

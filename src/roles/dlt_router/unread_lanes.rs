@@ -192,7 +192,7 @@ impl UnreadLanes {
                 if is_new {
                     LaneNotCreated { error: &error, stream, lane }.emit();
                 }
-                error.api().is_none()
+                error.api().is_none() || error.is_unavailable()
             }
         }
     }

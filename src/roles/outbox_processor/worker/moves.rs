@@ -78,7 +78,8 @@ impl OwnLanes {
         match known {
             Some((State::Refused, since)) if since.elapsed() < REFUSED_FOR => false,
             Some((State::Refused, _)) => {
-                self.create(lane, maker).await;
+                // Nobody moves anything there meanwhile.
+                self.create(lane, State::Refused, maker).await;
                 self.lanes().get(lane).is_some_and(|(state, _)| *state == State::Exists)
             }
             _ => true,
@@ -93,12 +94,13 @@ impl OwnLanes {
             None => false,
         };
         if !is_known {
-            self.create(lane, maker).await;
+            self.create(lane, State::Creating, maker).await;
         }
     }
 
-    async fn create(&self, lane: &str, maker: &Maker) {
-        self.note(lane, State::Creating);
+    /// `meanwhile`: how the lane is known until the server has answered.
+    async fn create(&self, lane: &str, meanwhile: State, maker: &Maker) {
+        self.note(lane, meanwhile);
         let unfinished = Unfinished { lanes: self, lane };
         let Maker { js, domain, parameters, opened, metrics } = maker;
         for tries in 1..=CREATION_TRIES {
@@ -113,7 +115,7 @@ impl OwnLanes {
                 }
                 Err(error) => {
                     OwnLaneNotCreated { error: &error, lane }.emit(metrics);
-                    if error.api().is_some() {
+                    if error.api().is_some() && !error.is_unavailable() {
                         self.note(lane, State::Refused);
                         break;
                     }
