@@ -16,7 +16,6 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use self::parts::Rest;
-use super::ACK_WAIT;
 use super::backlogs::Backlogs;
 use super::early::{EarlyPlace, Later};
 use super::in_order::InOrder;
@@ -24,6 +23,7 @@ use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
 use super::settled::Settled;
+use super::{ACK_WAIT, until};
 use crate::domain::backlog::BacklogLimits;
 use crate::domain::commit_group::{Load, Refusal, Room, halves};
 use crate::facts::{
@@ -168,9 +168,9 @@ impl Committer {
                             continue;
                         }
                     },
-                    () = ordered::wake(ends_at) => break,
+                    () = until(ends_at) => break,
                     () = parts::wake(&self.rest) => continue,
-                    () = ordered::wake(self.in_order.due()) => continue,
+                    () = until(self.in_order.due()) => continue,
                     () = self.in_order.heard() => {
                         self.in_order.look_now();
                         continue;

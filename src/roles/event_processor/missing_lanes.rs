@@ -9,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::until;
 use crate::domain::backlog::LEASE;
 use crate::domain::lane_creation::{Failure, LaneCreation};
 use crate::domain::subscription::SubscriptionRef;
@@ -149,12 +150,5 @@ fn remedy(error: &NatsError) -> &'static str {
         "free disk space of the NATS server, or raise the limits of its account"
     } else {
         "check the outbox (`nats stream info`)"
-    }
-}
-
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending::<()>().await,
     }
 }

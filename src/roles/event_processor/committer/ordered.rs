@@ -30,14 +30,6 @@ impl Failed {
     }
 }
 
-/// Waits until ordered events are to be looked at; forever if none waits.
-pub(super) async fn wake(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Committer {
     /// Takes in an ordered event, and those that follow it in the channel. Returns the first other event.
     pub(super) async fn take_in_order(
