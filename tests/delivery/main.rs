@@ -30,6 +30,7 @@ mod refused_own_lanes;
 mod rejection;
 mod silent_dlt;
 mod strict;
+mod strict_quota;
 mod strict_waiting;
 mod two_processes;
 mod waiting;

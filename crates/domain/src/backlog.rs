@@ -6,6 +6,7 @@
 //! a dead letter, or stays in the outbox if no dead letter can be stored.
 
 mod excess;
+mod grace;
 mod ledger;
 mod limits;
 mod own_lane;

@@ -285,6 +285,7 @@ impl<'a> DomainDrain<'a> {
                 bytes: messages.saturating_mul(average).max(line.sizes.most_bytes_of(messages)),
                 own_lane: own.contains(token.as_str()),
                 free: outbox.max_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(look.bytes)),
+                grace: 0,
             };
             let room = Room::of_subscription(&line.limits.unwrap_or_default(), &usage);
             let beyond = (used_up.is_uncertain(token) || used_up.is_all(token))

@@ -49,6 +49,7 @@ impl RedriveQuota {
             bytes: messages.saturating_mul(look.bytes.checked_div(look.messages).unwrap_or(0)),
             own_lane: own_lane > 0,
             free: self.outbox_size.saturating_sub(look.bytes),
+            grace: 0,
         };
         let size = entry.payload.len() as u64;
         let Some(exceeded) = own.within(self.limits).exceeded(&usage, size) else { return Ok(false) };

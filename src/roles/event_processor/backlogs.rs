@@ -139,8 +139,8 @@ impl Backlogs {
             return Admitted { events: group, kept: Vec::new() };
         }
         if doubtful.iter().any(|one| matches!(one.refusal, Refusal::Perhaps)) {
-            let (fair, counted) = tokio::join!(self.is_fair(), self.look_again(&doubtful));
-            self.decide(&mut group, &mut doubtful, &if fair { counted } else { HashSet::new() });
+            let (paused, counted) = tokio::join!(self.is_paused(), self.look_again(&doubtful));
+            self.decide(&mut group, &mut doubtful, &counted, paused);
         }
         self.dead_letter(group, doubtful).await
     }
@@ -200,13 +200,13 @@ impl Backlogs {
         self.js.names().outbox(&self.domain, &own_lane(token), token)
     }
 
-    /// Whether a full backlog is the subscriber's: not while an operator pauses the domain.
-    async fn is_fair(&self) -> bool {
+    /// Whether the domain is paused, so that a full backlog is not the subscriber's; `None` if that is not known.
+    async fn is_paused(&self) -> Option<bool> {
         match self.js.is_paused(&self.domain).await {
-            Ok(paused) => !paused,
+            Ok(paused) => Some(paused),
             Err(error) => {
                 BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
-                false
+                None
             }
         }
     }
@@ -244,8 +244,14 @@ impl Backlogs {
     }
 
     /// Decides again about the doubtful envelopes. Those that fit, and those of subscriptions that are not `counted`, are
-    /// admitted.
-    fn decide(&self, group: &mut [Planned], doubtful: &mut Vec<Doubtful>, counted: &HashSet<String>) {
+    /// admitted; so are all unless it is known that the domain is not paused.
+    fn decide(
+        &self,
+        group: &mut [Planned],
+        doubtful: &mut Vec<Doubtful>,
+        counted: &HashSet<String>,
+        paused: Option<bool>,
+    ) {
         let now = self.shared.started.elapsed();
         let mut ledger = self.shared.ledger();
         doubtful.retain_mut(|one| {
@@ -257,9 +263,16 @@ impl Backlogs {
                 return false;
             };
             let size = envelope.stored_bytes() as u64;
-            let own_lane = match ledger.add(&one.token, size, one.limits, now) {
+            let decision = match paused {
+                Some(false) => ledger.add_unpaused(&one.token, size, one.limits, now),
+                Some(true) | None => ledger.add(&one.token, size, one.limits, now),
+            };
+            let own_lane = match decision {
                 Decision::Fits { own_lane } => own_lane,
-                Decision::Exceeds { .. } if !counted.contains(&one.token) => {
+                Decision::Exceeds { .. } if paused == Some(true) => {
+                    ledger.add_in_pause(&one.token, size, now)
+                }
+                Decision::Exceeds { .. } if paused.is_none() || !counted.contains(&one.token) => {
                     ledger.add_beyond(&one.token, size, now)
                 }
                 Decision::Exceeds { exceeded, messages, bytes } => {
@@ -333,6 +346,10 @@ impl Watch {
         let look = self.js.backlogs(&self.domain, None).await?;
         let (fullest, notices) = self.shared.ledger().note(&look, at);
         self.metrics.fullest_backlog(fullest);
+        let has_excess = self.shared.ledger().has_excess(at);
+        if has_excess && self.js.is_paused(&self.domain).await? {
+            self.shared.ledger().note_pause(self.shared.started.elapsed());
+        }
         for Notice { token, percent, messages } in notices {
             if let Some(subscription) = SubscriptionRef::from_token(&token) {
                 BacklogNearLimit { subscription: &subscription, percent, messages }.emit(&self.metrics);

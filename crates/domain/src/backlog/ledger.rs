@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::excess::{Unstored, stays};
+use super::grace::Grace;
 use super::limits::{BacklogLimits, Exceeded, Usage};
 use super::own_lane::OwnLane;
 
@@ -17,6 +18,9 @@ const STALE: Duration = Duration::from_secs(10);
 /// A backlog is reported at this part of its limit, in percent, and again after it was below the other.
 const NEAR: u64 = 80;
 const FAR: u64 = 60;
+
+/// After a pause, a backlog may grow by this part of the outbox: its events do not wait until it has begun to drain.
+const GRACE_PART: u64 = 8;
 
 /// The envelopes of one subscription in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +83,7 @@ struct Entry {
     /// Of the subscription, as they were last seen.
     limits: BacklogLimits,
     lane: OwnLane,
+    grace: Grace,
     is_reported: bool,
 }
 
@@ -99,6 +104,8 @@ pub struct Ledger {
     /// The size of the outbox (`limits.outbox`).
     capacity: u64,
     used: u64,
+    /// What subscriptions with own lanes use of it.
+    lanes: u64,
     /// Average size of an envelope of the outbox.
     mean: u64,
     entries: HashMap<Box<str>, Entry>,
@@ -164,6 +171,7 @@ impl Ledger {
             settings,
             capacity,
             used: 0,
+            lanes: 0,
             mean: 0,
             entries: HashMap::new(),
             group: 1,
@@ -187,30 +195,58 @@ impl Ledger {
         self.in_flight = false;
     }
 
-    /// Adds an envelope of the group, if it fits.
+    /// Adds an envelope of the group, if it fits, whether or not the domain is paused.
     pub fn add(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> Decision {
-        let free = self.capacity.saturating_sub(self.used);
-        let (addition, settings) = (self.addition(size, now), self.settings);
+        self.add_within(token, size, limits, false, now)
+    }
+
+    /// As [`Self::add`], if it is known that the domain is not paused: the backlog of a pause may grow a little.
+    pub fn add_unpaused(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> Decision {
+        self.add_within(token, size, limits, true, now)
+    }
+
+    fn add_within(
+        &mut self,
+        token: &str,
+        size: u64,
+        limits: BacklogLimits,
+        is_unpaused: bool,
+        now: Duration,
+    ) -> Decision {
+        let (free, addition, settings) = (self.free(), self.addition(size, now), self.settings);
         // One look-up, and no copy of the token, in the common case.
         let entry = match self.entries.get_mut(token) {
             Some(entry) => entry,
             None => self.entries.entry(token.into()).or_default(),
         };
         entry.limits = limits;
-        let usage = entry.usage(free);
+        let grace = entry.grace.bytes(is_unpaused, now);
+        let usage = Usage { grace, ..entry.usage(free, now) };
         if let Some(exceeded) = limits.within(settings).exceeded(&usage, size) {
             return Decision::Exceeds { exceeded, messages: usage.messages, bytes: usage.bytes };
         }
         let own_lane = entry.add(&addition);
-        self.count(size);
+        self.count(size, usage.own_lane);
         Decision::Fits { own_lane }
     }
 
     /// Adds an envelope of the group, whether or not it fits. Returns whether it goes to the own lane.
     pub fn add_beyond(&mut self, token: &str, size: u64, now: Duration) -> bool {
         let addition = self.addition(size, now);
-        self.count(size);
-        self.entries.entry(token.into()).or_default().add(&addition)
+        let entry = self.entries.entry(token.into()).or_default();
+        let (to_own_lane, has_lane) = (entry.add(&addition), entry.lane.exists());
+        self.count(size, has_lane);
+        to_own_lane
+    }
+
+    /// As [`Self::add_beyond`], because the domain is paused: the backlog may drain from there after the pause.
+    pub fn add_in_pause(&mut self, token: &str, size: u64, now: Duration) -> bool {
+        let to_own_lane = self.add_beyond(token, size, now);
+        let more = self.capacity / GRACE_PART;
+        if let Some(entry) = self.entries.get_mut(token) {
+            entry.grace.begin(entry.count.bytes, more, now);
+        }
+        to_own_lane
     }
 
     /// Adds an envelope over quota whose dead letter was not stored, if it may stay in the outbox nevertheless. Returns
@@ -219,8 +255,15 @@ impl Ledger {
         stays(unstored, size, self.used, self.capacity).then(|| self.add_beyond(token, size, now))
     }
 
-    fn count(&mut self, size: u64) {
+    fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.lanes.min(self.used))
+    }
+
+    fn count(&mut self, size: u64, has_lane: bool) {
         self.used = self.used.saturating_add(size);
+        if has_lane {
+            self.lanes = self.lanes.saturating_add(size);
+        }
         self.group_bytes = self.group_bytes.saturating_add(size);
     }
 
@@ -238,7 +281,7 @@ impl Ledger {
     /// Takes note of a look at all subscriptions, which was requested at `at`. Returns the percentage of the fullest
     /// backlog, and those that are nearly full for the first time.
     pub fn note(&mut self, look: &Look, at: Duration) -> (u64, Vec<Notice>) {
-        self.looked_at = Some(at);
+        let is_first = self.looked_at.replace(at).is_none();
         self.mean = look.bytes.checked_div(look.messages).unwrap_or(self.mean);
         let (number, group, mean) = (self.look, self.look_group, self.mean);
         let mut found: HashMap<&str, &Backlog> =
@@ -260,15 +303,24 @@ impl Ledger {
             self.entries.insert(token.into(), entry);
         }
         self.used = look.bytes.saturating_add(unseen_bytes);
-        self.report()
+        self.lanes = self.entries.values().map(Entry::lane_bytes).fold(0, u64::saturating_add);
+        // Whoever kept this ledger before may have known of a pause.
+        if is_first {
+            self.begin_graces(0, at);
+        }
+        self.report(at)
     }
 
-    fn report(&mut self) -> (u64, Vec<Notice>) {
-        let free = self.capacity.saturating_sub(self.used);
+    fn report(&mut self, at: Duration) -> (u64, Vec<Notice>) {
+        let free = self.free();
         let (mut fullest, mut notices) = (0, Vec::new());
         for (token, entry) in &mut self.entries {
-            let usage = entry.usage(free);
-            let percent = entry.limits.within(self.settings).percent(&usage);
+            let usage = entry.usage(free, at);
+            let limits = entry.limits.within(self.settings);
+            if !limits.is_passed(&usage) {
+                entry.grace.end();
+            }
+            let percent = limits.percent(&usage);
             fullest = fullest.max(percent);
             if percent < FAR {
                 entry.is_reported = false;
@@ -280,6 +332,28 @@ impl Ledger {
         (fullest, notices)
     }
 
+    /// Whether a backlog is larger than its quota.
+    pub fn has_excess(&self, now: Duration) -> bool {
+        let free = self.free();
+        self.entries
+            .values()
+            .any(|entry| entry.limits.within(self.settings).is_passed(&entry.usage(free, now)))
+    }
+
+    /// Lets each backlog that is larger than its quota drain from what it has now: the domain is paused.
+    pub fn note_pause(&mut self, now: Duration) {
+        self.begin_graces(self.capacity / GRACE_PART, now);
+    }
+
+    fn begin_graces(&mut self, more: u64, now: Duration) {
+        let (free, settings) = (self.free(), self.settings);
+        for entry in self.entries.values_mut() {
+            if entry.limits.within(settings).is_passed(&entry.usage(free, now)) {
+                entry.grace.begin(entry.count.bytes, more, now);
+            }
+        }
+    }
+
     /// Takes note of a look at one subscription, which was requested after [`Self::begin_group`] and before the group is
     /// stored. `outbox_bytes`: the size of the whole outbox then. Since the last look at all, others may have delivered
     /// as much as the outbox holds, and the limit is a part of what is free.
@@ -288,14 +362,22 @@ impl Ledger {
         let (group, mean) = (self.group, self.mean);
         let entry = self.entries.entry(backlog.token.as_str().into()).or_default();
         let unseen = if entry.in_group.0 == group { entry.in_group.1 } else { Count::default() };
+        let before = entry.lane_bytes();
         entry.note(backlog.own.saturating_add(backlog.shared), unseen, mean);
         entry.lane.note(backlog.own, at);
+        let after = entry.lane_bytes();
+        self.lanes = self.lanes.saturating_sub(before).saturating_add(after);
     }
 
     /// The backlog of a subscription, as far as it is known.
-    pub fn usage(&self, token: &str) -> Usage {
-        let free = self.capacity.saturating_sub(self.used);
-        self.entries.get(token).map_or(Usage { free, ..Usage::default() }, |entry| entry.usage(free))
+    pub fn usage(&self, token: &str, now: Duration) -> Usage {
+        let free = self.free();
+        self.entries.get(token).map_or(Usage { free, ..Usage::default() }, |entry| entry.usage(free, now))
+    }
+
+    /// The bytes of the whole outbox, as far as they are known.
+    pub fn used(&self) -> u64 {
+        self.used
     }
 
     /// The number of subscriptions that it knows.
@@ -309,8 +391,12 @@ impl Ledger {
 }
 
 impl Entry {
-    fn usage(&self, free: u64) -> Usage {
+    fn usage(&self, free: u64, now: Duration) -> Usage {
         let Count { messages, bytes } = self.count;
-        Usage { messages, bytes, own_lane: self.lane.exists(), free }
+        Usage { messages, bytes, own_lane: self.lane.exists(), free, grace: self.grace.bytes(true, now) }
+    }
+
+    fn lane_bytes(&self) -> u64 {
+        if self.lane.exists() { self.count.bytes } else { 0 }
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::size;
 
-/// A subscription with a lane of its own may use the free space of the outbox divided by this. So however many endpoints
-/// hang, some space stays free: one takes a fifth of the outbox, ten take five sevenths.
+/// A subscription with a lane of its own may use what own lanes leave of the outbox, divided by this. So however many
+/// endpoints hang, some space stays free of them: one takes a fifth of the outbox, ten take five sevenths.
 const FREE_PART: u64 = 4;
 
 /// Limits of the backlog of one subscription; `None` means no limit.
@@ -28,12 +28,15 @@ pub struct Usage {
     pub bytes: u64,
     /// The subscription has a lane of its own, because its endpoint does not keep up.
     pub own_lane: bool,
-    /// Free space of the outbox in bytes.
+    /// Space of the outbox in bytes that own lanes do not use. What is in shared lanes does not count: if it fills the
+    /// outbox, events wait, and the backlog of this subscription is not to blame.
     pub free: u64,
+    /// The bytes that it may have in any case ([`super::grace`]).
+    pub grace: u64,
 }
 
 impl Usage {
-    /// The part of the free space that a subscription with a lane of its own may use.
+    /// The part of [`Self::free`] that a subscription with a lane of its own may use.
     pub fn free_share(&self) -> u64 {
         self.free / FREE_PART
     }
@@ -80,6 +83,9 @@ impl BacklogLimits {
             return None;
         }
         let bytes = usage.bytes.saturating_add(size);
+        if bytes <= usage.grace {
+            return None;
+        }
         if let Some(most) = self.messages.filter(|most| usage.messages >= *most) {
             return Some(Exceeded::Messages { most });
         }
@@ -96,11 +102,18 @@ impl BacklogLimits {
             return 0;
         }
         let share = usage.own_lane.then_some(usage.free_share());
-        [(usage.messages, self.messages), (usage.bytes, self.bytes), (usage.bytes, share)]
+        let percent = |used: u64, most: u64| used.saturating_mul(100) / most.max(1);
+        let fullest = [(usage.messages, self.messages), (usage.bytes, self.bytes), (usage.bytes, share)]
             .into_iter()
-            .filter_map(|(used, most)| Some(used.saturating_mul(100) / most?.max(1)))
+            .filter_map(|(used, most)| Some(percent(used, most?)))
             .max()
-            .unwrap_or(0)
+            .unwrap_or(0);
+        if usage.grace > 0 { fullest.min(percent(usage.bytes, usage.grace)) } else { fullest }
+    }
+
+    /// Whether the backlog is larger than its limits, apart from its grace.
+    pub fn is_passed(&self, usage: &Usage) -> bool {
+        self.percent(&Usage { grace: 0, ..*usage }) > 100
     }
 }
 
@@ -112,7 +125,7 @@ impl fmt::Display for Exceeded {
             Self::Share { most } => {
                 write!(
                     f,
-                    "the limit is a part of the free space of the outbox, {} now (limits.outbox)",
+                    "the limit is a quarter of the outbox without the lanes of single subscriptions, {} now (limits.outbox)",
                     size::shown(*most)
                 )
             }

@@ -36,7 +36,7 @@ fn the_lower_limit_applies() {
 
 #[test]
 fn each_limit_counts() {
-    let usage = Usage { messages: 10, bytes: 1_000, own_lane: false, free: 2_000 };
+    let usage = Usage { messages: 10, bytes: 1_000, own_lane: false, free: 2_000, grace: 0 };
     assert_eq!(NONE.exceeded(&usage, 100), None);
     assert_eq!(messages(11).exceeded(&usage, 100), None);
     assert_eq!(messages(10).exceeded(&usage, 100), Some(Exceeded::Messages { most: 10 }));
@@ -47,8 +47,13 @@ fn each_limit_counts() {
     let own = Usage { own_lane: true, ..usage };
     assert_eq!(NONE.exceeded(&own, 100), Some(Exceeded::Share { most: 500 }));
     assert_eq!(NONE.exceeded(&Usage { free: 4_400, ..own }, 100), None);
+    // What it had after a pause may stay.
+    let kept = Usage { grace: 1_100, ..own };
+    assert_eq!((NONE.exceeded(&kept, 100), messages(10).exceeded(&kept, 100)), (None, None));
+    assert_eq!(NONE.exceeded(&kept, 101), Some(Exceeded::Share { most: 500 }));
+    assert_eq!((NONE.percent(&kept), kept.free_share()), (90, 500));
     // One envelope always fits.
-    let empty = Usage { messages: 0, bytes: 0, own_lane: true, free: 0 };
+    let empty = Usage { messages: 0, bytes: 0, own_lane: true, free: 0, grace: 0 };
     assert_eq!(BacklogLimits { messages: Some(1), bytes: Some(1), age: None }.exceeded(&empty, 100), None);
     assert_eq!((messages(20).percent(&usage), NONE.percent(&usage), NONE.percent(&own)), (50, 0, 200));
 }
@@ -81,18 +86,22 @@ fn sizes_are_estimated_from_additions_and_the_average() {
     let mut ledger = Ledger::new(NONE, 1_000_000);
     ledger.request_look();
     ledger.note(&look(0, 10, 100), seconds(1));
-    assert_eq!(ledger.usage("crm"), Usage { messages: 10, bytes: 1_000, own_lane: false, free: 999_000 });
+    assert_eq!(
+        ledger.usage("crm", seconds(1)),
+        Usage { messages: 10, bytes: 1_000, own_lane: false, free: 1_000_000, grace: 0 }
+    );
+    assert_eq!(ledger.used(), 1_000);
     ledger.begin_group();
     assert!(fits(&mut ledger, 500, NONE));
     ledger.end_group();
-    assert_eq!(ledger.usage("crm").bytes, 1_500);
+    assert_eq!(ledger.usage("crm", seconds(1)).bytes, 1_500);
     // Some left: the rest has the average size.
     ledger.request_look();
     ledger.note(&look(0, 5, 100), seconds(2));
-    assert_eq!(ledger.usage("crm").bytes, 1_500 * 5 / 11);
+    assert_eq!(ledger.usage("crm", seconds(1)).bytes, 1_500 * 5 / 11);
     ledger.request_look();
     ledger.note(&Look::default(), seconds(3));
-    assert_eq!((ledger.usage("crm").bytes, ledger.len()), (0, 0));
+    assert_eq!((ledger.usage("crm", seconds(1)).bytes, ledger.len()), (0, 0));
 }
 
 #[test]
@@ -131,26 +140,93 @@ fn a_lane_is_used_by_its_subscription_only_and_not_after_the_look_is_stale() {
     assert!(!lane("crm", 111));
 }
 
+fn outbox(backlogs: &[(&str, u64, u64)], size: u64) -> Look {
+    let messages: u64 = backlogs.iter().map(|(_, own, shared)| own + shared).sum();
+    let backlogs =
+        backlogs.iter().map(|&(token, own, shared)| Backlog { token: token.to_owned(), own, shared });
+    Look { messages, bytes: messages * size, backlogs: backlogs.collect() }
+}
+
+/// How many of these exceed the quota outside a pause.
+fn exceeding(ledger: &mut Ledger, count: usize, at: u64) -> usize {
+    let added = (0..count).map(|_| ledger.add_unpaused("crm", 1_000, NONE, seconds(at)));
+    added.filter(|decision| matches!(decision, Decision::Exceeds { .. })).count()
+}
+
 #[test]
 fn the_part_of_the_free_space_is_that_of_the_present_outbox() {
     const CAPACITY: u64 = 1_000_000;
     let mut ledger = Ledger::new(NONE, CAPACITY);
     ledger.request_look();
-    ledger.note(&look(1, 0, 1_000), seconds(1));
-    // What others get is delivered as soon as it is added, and no look has seen that yet.
+    ledger.note(&outbox(&[("crm", 1, 0), ("other", 1, 0)], 1_000), seconds(1));
+    // What the other gets is delivered as soon as it is added, and no look has seen that yet.
     for _ in 0..950 {
         ledger.begin_group();
-        ledger.add("others", 1_000, NONE, seconds(1));
+        ledger.add_beyond("other", 1_000, seconds(1));
         ledger.end_group();
     }
     ledger.begin_group();
-    let exceeds = |ledger: &mut Ledger| {
-        let added = (0..40).map(|_| ledger.add("crm", 1_000, NONE, seconds(1)));
-        added.filter(|decision| matches!(decision, Decision::Exceeds { .. })).count()
+    assert!(exceeding(&mut ledger, 40, 1) > 0, "as far as the ledger knows, own lanes have nearly all");
+    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 1, shared: 0 }, 2_000, seconds(1));
+    assert_eq!(exceeding(&mut ledger, 40, 1), 0);
+}
+
+#[test]
+fn what_is_in_shared_lanes_takes_nothing_from_the_part_of_an_own_lane() {
+    const CAPACITY: u64 = 1_000_000;
+    let mut ledger = Ledger::new(NONE, CAPACITY);
+    ledger.request_look();
+    ledger.note(&outbox(&[("crm", 1, 0), ("others", 0, 999)], 1_000), seconds(1));
+    ledger.begin_group();
+    assert_eq!(exceeding(&mut ledger, 199, 1), 0, "its events wait for the room of the outbox");
+    // Its own excess remains one.
+    assert_eq!(exceeding(&mut ledger, 10, 1), 10);
+}
+
+#[test]
+fn a_backlog_of_a_pause_drains_without_loss() {
+    const CAPACITY: u64 = 1_000_000;
+    let mut ledger = Ledger::new(NONE, CAPACITY);
+    let note = |ledger: &mut Ledger, own: u64, at| {
+        ledger.request_look();
+        ledger.note(&outbox(&[("crm", own, 0)], 1_000), seconds(at))
     };
-    assert!(exceeds(&mut ledger) > 0, "as far as the ledger knows, the outbox is nearly full");
-    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 1, shared: 0 }, 1_000, seconds(1));
-    assert_eq!(exceeds(&mut ledger), 0);
+    note(&mut ledger, 10, 1);
+    ledger.begin_group();
+    for _ in 0..790 {
+        if let Decision::Exceeds { .. } = ledger.add("crm", 1_000, NONE, seconds(2)) {
+            ledger.add_in_pause("crm", 1_000, seconds(2));
+        }
+    }
+    ledger.end_group();
+    assert!(ledger.has_excess(seconds(2)));
+    // Nothing is delivered yet.
+    ledger.begin_group();
+    assert_eq!(exceeding(&mut ledger, 130, 2), 5);
+    ledger.end_group();
+    // The pause is over. One is delivered, one is added; more than it had and an eighth of the outbox does not fit.
+    for delivered in 1..20 {
+        note(&mut ledger, 799 - delivered, 3);
+        ledger.begin_group();
+        assert_eq!(exceeding(&mut ledger, 1, 3), 0);
+        ledger.end_group();
+        assert!(exceeding(&mut ledger, 200, 3) > 0);
+    }
+    // A process that starts only now lets it drain as well.
+    let mut other = Ledger::new(NONE, CAPACITY);
+    note(&mut other, 700, 1);
+    other.begin_group();
+    assert_eq!(exceeding(&mut other, 3, 1), 3);
+    other.end_group();
+    note(&mut other, 698, 2);
+    other.begin_group();
+    assert_eq!(exceeding(&mut other, 2, 2), 1);
+    other.end_group();
+    // Later its limit is lower, and once its backlog is within the quota, that is the limit again.
+    assert!(ledger.usage("crm", seconds(1_800)).grace < 600_000);
+    assert_eq!(ledger.usage("crm", seconds(3_700)).grace, 0);
+    note(&mut ledger, 100, 60);
+    assert_eq!(ledger.usage("crm", seconds(60)).grace, 0);
 }
 
 #[test]
@@ -187,7 +263,7 @@ fn however_many_endpoints_hang_some_space_stays_free() {
                 break;
             }
         }
-        let free = ledger.usage("s0").free;
+        let free = ledger.usage("s0", seconds(1)).free;
         assert!(free > 10_000_000 / (count / 4 + 2) - 1_000, "{count} take all but {free}");
     }
 }
@@ -264,15 +340,138 @@ proptest! {
                 },
                 Step::Begin => {}
             }
-            let usage = ledger.usage("crm");
+            let usage = ledger.usage("crm", seconds(1));
             let actual = stored + group.unwrap_or(0);
-            prop_assert!(usage.free <= u64::MAX - actual * SIZE, "{} free", usage.free);
+            prop_assert!(ledger.used() >= actual * SIZE, "{} used", ledger.used());
             prop_assert!(usage.messages >= actual, "{} in the ledger, {actual} in the stream", usage.messages);
             prop_assert_eq!(usage.bytes, usage.messages * SIZE);
         }
         ledger.end_group();
         ledger.request_look();
         ledger.note(&look(0, stored, SIZE), seconds(1));
-        prop_assert_eq!(ledger.usage("crm").messages, stored);
+        prop_assert_eq!(ledger.usage("crm", seconds(1)).messages, stored);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    /// Envelopes for everybody.
+    Publish(u64),
+    /// One of the endpoints that work takes envelopes.
+    Deliver {
+        which: usize,
+        count: u64,
+    },
+    Look,
+    Pause(bool),
+    Restart,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (1..40_u64).prop_map(Act::Publish),
+        2 => (any::<usize>(), 1..60_u64).prop_map(|(which, count)| Act::Deliver { which, count }),
+        3 => Just(Act::Look),
+        1 => any::<bool>().prop_map(Act::Pause),
+        1 => Just(Act::Restart),
+    ];
+    proptest::collection::vec(act, 0..150)
+}
+
+proptest! {
+    /// An outbox with own lanes that hang, own lanes that work, and shared ones, through pauses and restarts. Whatever
+    /// shared lanes and pauses do, an own lane within its part loses nothing, and those that hang leave room for others.
+    #[test]
+    fn own_lanes_share_the_outbox_among_themselves(hanging in 0..12_usize, acts in acts()) {
+        const CAPACITY: u64 = 1_000;
+        let (working, shared) = (2, 2);
+        let count = hanging + working + shared;
+        let name = |which: usize| format!("s{which}");
+        let has_lane = |which: usize| which < hanging + working;
+        let mut stored = vec![1_u64; count];
+        let (mut paused, mut was_paused) = (false, false);
+        let look_of = |stored: &[u64]| {
+            let backlogs = stored.iter().enumerate().map(|(which, &messages)| Backlog {
+                token: name(which),
+                own: if has_lane(which) { messages } else { 0 },
+                shared: if has_lane(which) { 0 } else { messages },
+            });
+            let messages = stored.iter().sum();
+            Look { messages, bytes: messages, backlogs: backlogs.collect() }
+        };
+        let mut ledger = Ledger::new(NONE, CAPACITY);
+        ledger.request_look();
+        ledger.note(&look_of(&stored), seconds(1));
+        for act in acts {
+            match act {
+                Act::Publish(times) => for _ in 0..times {
+                    ledger.request_look();
+                    ledger.note(&look_of(&stored), seconds(1));
+                    if stored.iter().sum::<u64>() + count as u64 > CAPACITY {
+                        break; // The events wait.
+                    }
+                    ledger.begin_group();
+                    let before = stored.clone();
+                    for which in 0..count {
+                        let of_lanes: u64 = stored.iter().take(hanging + working).sum();
+                        let part = (CAPACITY - of_lanes) / 4;
+                        // As before a refusal: its exact backlog.
+                        let backlog = look_of(&before).backlogs.swap_remove(which);
+                        ledger.note_one(&backlog, before.iter().sum(), seconds(1));
+                        match ledger.add(&name(which), 1, NONE, seconds(1)) {
+                            Decision::Fits { .. } => {}
+                            Decision::Exceeds { .. } if paused => {
+                                ledger.add_in_pause(&name(which), 1, seconds(1));
+                            }
+                            Decision::Exceeds { .. } => {
+                                prop_assert!(has_lane(which) && stored[which] + 1 > part);
+                                match ledger.add_unpaused(&name(which), 1, NONE, seconds(1)) {
+                                    Decision::Fits { .. } => {}
+                                    Decision::Exceeds { .. } => continue,
+                                }
+                            }
+                        }
+                        stored[which] += 1;
+                    }
+                    ledger.end_group();
+                },
+                Act::Deliver { which, count: most } => {
+                    let which = hanging + which % (count - hanging);
+                    if !paused {
+                        stored[which] -= most.min(stored[which] - 1);
+                    }
+                }
+                Act::Look => {
+                    ledger.request_look();
+                    ledger.note(&look_of(&stored), seconds(1));
+                    if paused && ledger.has_excess(seconds(1)) {
+                        ledger.note_pause(seconds(1));
+                    }
+                }
+                Act::Pause(now) => {
+                    paused = now;
+                    was_paused |= now;
+                }
+                Act::Restart => {
+                    ledger = Ledger::new(NONE, CAPACITY);
+                    ledger.request_look();
+                    ledger.note(&look_of(&stored), seconds(1));
+                }
+            }
+            let of_hanging: u64 = stored.iter().take(hanging).sum();
+            let most = CAPACITY - CAPACITY / (hanging as u64 / 4 + 2);
+            prop_assert!(was_paused || of_hanging <= most, "{of_hanging} of {CAPACITY}");
+        }
+        // An hour later, no pause counts any more.
+        let later = seconds(3_700);
+        ledger.request_look();
+        ledger.note(&look_of(&stored), later);
+        ledger.begin_group();
+        let part = (CAPACITY - stored.iter().take(hanging + working).sum::<u64>()) / 4;
+        for (which, &had) in stored.iter().enumerate().take(hanging + working) {
+            let decision = ledger.add_unpaused(&name(which), 1, NONE, later);
+            let exceeds = matches!(decision, Decision::Exceeds { .. });
+            prop_assert!(exceeds || had < part, "{had} of {part}");
+        }
     }
 }

@@ -84,8 +84,13 @@ fn limits(messages: Option<u64>, bytes: Option<u64>) -> BacklogLimits {
 
 #[test]
 fn a_subscription_gets_replays_up_to_half_of_its_quota() {
-    let usage =
-        |messages: u64| Usage { messages, bytes: messages * 100, own_lane: true, free: 1_000_000_000 };
+    let usage = |messages: u64| Usage {
+        messages,
+        bytes: messages * 100,
+        own_lane: true,
+        free: 1_000_000_000,
+        grace: 0,
+    };
     let room = |messages, bytes, waiting| {
         let mut room = Room::of_subscription(&limits(messages, bytes), &usage(waiting));
         let mut count = 0;
@@ -162,7 +167,7 @@ proptest! {
             let fill = Fill { bytes: stored, messages: count, max_bytes: Some(limit), max_messages: None };
             let mut space = Allowance::new(Room::of_outbox(&fill, 0, 0), Some(Room::beside_used_up(&fill, 0, 0)));
             let active = if is_known { 0 } else { count };
-            let usage = Usage { messages: active, bytes: active * 1_000, own_lane: true, free: limit - stored };
+            let usage = Usage { messages: active, bytes: active * 1_000, own_lane: true, free: limit - stored, grace: 0 };
             let few = (!is_known).then(|| Room::of_few(0));
             let mut room = Allowance::new(Room::of_subscription(&limits, &usage), few);
             let mut sent = 0;
@@ -209,7 +214,7 @@ proptest! {
             let stored: u64 = backlog.iter().sum();
             let bytes = (messages * average).max(replayed.most_bytes_of(messages));
             prop_assert!(bytes >= stored, "{bytes} of {stored}");
-            let usage = Usage { messages, bytes, own_lane: false, free: u64::MAX };
+            let usage = Usage { messages, bytes, own_lane: false, free: u64::MAX, grace: 0 };
             let fill = Fill { bytes: stored, messages, max_bytes: Some(outbox), max_messages: None };
             let mut room = Room::of_subscription(&limits, &usage);
             let mut space = Room::of_outbox(&fill, 0, 0);
