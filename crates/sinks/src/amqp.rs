@@ -3,6 +3,8 @@
 //!
 //! AMQP does not de-duplicate: `message_id` is the message id, by which readers recognise duplicates.
 
+mod transport;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
@@ -10,7 +12,6 @@ use futures_util::future::BoxFuture;
 use hub_domain::words::span;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Error, ErrorKind};
@@ -121,16 +122,12 @@ impl Amqp {
     }
 
     async fn connect(&self) -> Result<Arc<Session>, PublishError> {
-        let mut tls = OwnedTLSConfig::default();
-        if self.uri.scheme == AMQPScheme::AMQPS {
-            let files = self.options.tls.read().await?;
-            let chain = files.ca.map(String::from_utf8).transpose();
-            tls.cert_chain = chain.map_err(|_| SettingError::new("tls_ca_file", "is not a PEM file"))?;
-            tls.identity = files.identity.map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key });
-        }
+        let tls = match self.uri.scheme {
+            AMQPScheme::AMQPS => Some(transport::tls(self.options.tls.read().await?)?),
+            AMQPScheme::AMQP => None,
+        };
         let properties = ConnectionProperties::default().with_connection_name("integration-hub".into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| self.unavailable(&error))?;
-        let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, tls, runtime);
+        let connecting = transport::connect(self.uri.clone(), properties, tls);
         let connection = connecting.await.map_err(|error| match soft_error(&error) {
             Some(AMQPSoftError::ACCESSREFUSED) => PublishError::unavailable(format!(
                 "{} rejects the login; correct user and password",
