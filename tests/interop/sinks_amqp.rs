@@ -202,6 +202,19 @@ async fn tls_with_a_private_ca() {
     assert_unavailable(&with(Certificates::generate().ca()), &group("events", "a", 2..3)).await;
     let error = with("/nowhere/ca.pem".into()).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
+
+    // The server requests a certificate, and rejects one of another CA.
+    let with_own = |own: &Certificates| {
+        let tls = BrokerTls {
+            ca_file: Some(certificates.ca()),
+            cert_file: Some(own.cert()),
+            key_file: Some(own.key()),
+            ..BrokerTls::default()
+        };
+        sink(AmqpOptions { tls, ..options(&server.tls_url()) })
+    };
+    assert_all(with_own(&certificates).publish(&group("events", "a", 3..5)).await, 2);
+    assert_unavailable(&with_own(&Certificates::generate()), &group("events", "a", 5..6)).await;
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl RabbitMqServer {
         let port = crate::free_port().map_err(ServerError::NoPort)?;
         let config = format!(
             "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
+             ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n",
             files.ca.display(),
             files.certificate.display(),
             files.key.display()

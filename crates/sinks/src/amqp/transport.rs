@@ -161,3 +161,27 @@ impl Reactor for Kit {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_PEM: &[u8] = b"no certificate";
+    const DAMAGED: &[u8] = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        crate::install_tls_provider();
+        let identity = |cert: &[u8], key: &[u8]| Some((cert.to_vec(), key.to_vec()));
+        for (files, setting) in [
+            (TlsFiles { ca: Some(NO_PEM.to_vec()), identity: None }, "tls_ca_file"),
+            (TlsFiles { ca: Some(DAMAGED.to_vec()), identity: None }, "tls_ca_file"),
+            (TlsFiles { ca: None, identity: identity(NO_PEM, NO_PEM) }, "tls_cert_file"),
+            (TlsFiles { ca: None, identity: identity(DAMAGED, NO_PEM) }, "tls_key_file"),
+        ] {
+            let error = tls(files).expect_err("the file cannot be used");
+            assert_eq!(error.setting, setting, "{error}");
+        }
+        assert!(tls(TlsFiles::default()).is_ok());
+    }
+}
