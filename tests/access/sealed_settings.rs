@@ -69,7 +69,7 @@ async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;
     let broker = TestBroker::start().await;
-    let sealing = Hub::configured(&broker.url(), &with_key());
+    let sealing = Hub::not_started(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;
     let url = sealed(&sealing, "outbox.database_url", &database.url()).await;
 
@@ -96,12 +96,12 @@ async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
 #[tokio::test]
 async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
     let broker = TestBroker::start().await;
-    let sealing = Hub::configured(&broker.url(), &with_key());
+    let sealing = Hub::not_started(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;
     let with = |secrets: &TestSettings, name: &str, password: &str| {
         let partner = partner(name, NOWHERE, password);
         let settings = secrets.clone().with_outbox("postgres://127.0.0.1/app").with_brokers([partner]);
-        Hub::configured(&broker.url(), &settings)
+        Hub::not_started(&broker.url(), &settings)
     };
     let (changed, other) = (password.replace("sealed:v1.k1.", "sealed:v1.k1.AAAA"), "of-another");
     let cases = [
@@ -136,14 +136,14 @@ async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
 #[tokio::test]
 async fn rotating_lists_settings_sealed_with_an_older_key_and_their_replacements() {
     let broker = TestBroker::start().await;
-    let sealing = Hub::configured(&broker.url(), &with_key());
+    let sealing = Hub::not_started(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;
     let with = |password: &str| {
         let settings =
             with_new_key().with_brokers([partner("partner", NOWHERE, password)]).with(|settings| {
                 settings.secrets.previous_keys = Some(vec![format!("k1:{KEY}")]);
             });
-        Hub::configured(&broker.url(), &settings)
+        Hub::not_started(&broker.url(), &settings)
     };
     let hub = with(&password);
     hub.cli_ok(&["provision"]).await;
@@ -167,7 +167,7 @@ async fn rotating_lists_settings_sealed_with_an_older_key_and_their_replacements
 async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
     let broker = TestBroker::start().await;
     let partner = external("partner", "redis", NOWHERE);
-    let hub = Hub::configured(&broker.url(), &with_key().with_brokers([partner.clone()]));
+    let hub = Hub::not_started(&broker.url(), &with_key().with_brokers([partner.clone()]));
     let long = vec![b'x'; 70_000];
     for (input, expected) in [
         (&b""[..], "it is empty"),
@@ -200,7 +200,7 @@ async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
         (&json!("external_brokers.other.password"), &json!("k1"))
     );
 
-    let without = Hub::configured(&broker.url(), &TestSettings::default().with_brokers([partner]));
+    let without = Hub::not_started(&broker.url(), &TestSettings::default().with_brokers([partner]));
     let output = seal(&without, &[SETTING], b"hush").await;
     let said = print_output(&output);
     assert!(output.status.code() == Some(1) && said.contains("openssl rand -base64 32"), "{said}");

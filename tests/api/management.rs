@@ -30,7 +30,7 @@ struct Stage {
 impl Stage {
     async fn set(settings: &TestSettings) -> Self {
         let broker = TestBroker::start().await;
-        Hub::configured(&broker.url(), settings).cli_ok(&["provision"]).await;
+        Hub::not_started(&broker.url(), settings).cli_ok(&["provision"]).await;
         let settings = settings.clone().with(|settings| settings.nats.url = Some(broker.url()));
         let settings = Settings::from_toml("test", &settings.to_toml());
         let settings = Arc::new(settings.expect("valid settings"));

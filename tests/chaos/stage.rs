@@ -55,7 +55,7 @@ impl Stage {
                     url
                 }
             };
-            let mut hub = Hub::configured(&url, &settings);
+            let mut hub = Hub::not_started(&url, &settings);
             hub.set_args(&args);
             if plan.has(Kind::ClockJump)
                 && let Some(clock) = ShiftedClock::build().map(Arc::new)
@@ -68,7 +68,7 @@ impl Stage {
         }
         let mut hubs = Hubs { all: hubs, restarts: 0, http: http_client() };
         hubs.ready().await;
-        let (operator, receiver) = (Hub::configured(&url, &settings), Receiver::start().await);
+        let (operator, receiver) = (Hub::not_started(&url, &settings), Receiver::start().await);
         let subscribers = subscribers(plan.has(Kind::FullOutbox));
         receiver.set_default(well());
         let client = TestClient::connect(&url).await;

@@ -27,7 +27,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let broker = TestBroker::start().await;
-        let hub = Hub::configured(&broker.url(), &TestSettings::default());
+        let hub = Hub::not_started(&broker.url(), &TestSettings::default());
         hub.cli_ok(&["provision"]).await;
         let settings = Settings::from_toml("test", &format!("nats.url = '{}'", broker.url()));
         let options = connect_options(&settings.expect("valid settings"), "test");

@@ -206,7 +206,7 @@ async fn refused(count: usize) -> (Stage, RequestProxy, Hub) {
     stage.wait_for_letters(count as u64).await;
     stage.receiver.set("/one", Behaviour::ok());
     let proxy = RequestProxy::bind(&stage.broker.url()).await.expect("the proxy listens");
-    let commands = Hub::configured(&proxy.url(), &settings);
+    let commands = Hub::not_started(&proxy.url(), &settings);
     (stage, proxy, commands)
 }
 

@@ -395,7 +395,7 @@ async fn a_subscription_may_give_statuses_another_meaning() {
 #[tokio::test]
 async fn a_bad_subscription_is_refused_with_its_field() {
     // The command checks its input before it connects.
-    let hub = Hub::configured("nats://127.0.0.1:9", &TestSettings::quick());
+    let hub = Hub::not_started("nats://127.0.0.1:9", &TestSettings::quick());
     let good = || subscription("s", &["user.>"], "https://crm.example/hooks");
     let with = |pointer: &str, value: Value| {
         let mut bad = good();

@@ -22,7 +22,7 @@ async fn events_that_find_the_committer_busy_wait_and_are_not_handed_back() {
         settings.events.held = Some(128);
         settings.events.batch = Some(128);
     });
-    let hub = Hub::configured(&broker.url(), &settings);
+    let hub = Hub::not_started(&broker.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     let subscriptions: Vec<_> = (0..SUBSCRIPTIONS)
         .map(|n| json!({"id": format!("s{n}"), "events": ["user.>"], "delivery": {"url": "http://127.0.0.1:9/"}}))

@@ -251,7 +251,7 @@ async fn a_trace_shows_waiting_queued_and_rejected_events() {
 async fn a_story_is_found_among_a_hundred_thousand_records() {
     const MANY: usize = 100_000;
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let events = ids("event", MANY);

@@ -141,7 +141,7 @@ async fn a_process_that_missed_the_pause_and_its_end_learns_of_them() {
     receiver.set("/plain", Behaviour::slow(SLOW));
     let mut hub = Hub::serve(&proxy.url("nats"), &TestSettings::patient(), &[]);
     hub.ready().await;
-    let operator = Hub::configured(&broker.url(), &TestSettings::patient());
+    let operator = Hub::not_started(&broker.url(), &TestSettings::patient());
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([parallel("plain", &receiver.url("/plain"))]).await;
     let events = ids("event", 200);

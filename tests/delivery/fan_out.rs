@@ -225,7 +225,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
     const EVENTS: u64 = 1_500;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let mut hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     // The most expensive case: 60 subscriptions with 256 comparisons each, all evaluated and none true.

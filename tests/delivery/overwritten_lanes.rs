@@ -149,7 +149,7 @@ async fn set_pause(client: &TestClient, until: Option<&str>) {
 #[tokio::test]
 async fn a_lane_that_is_created_while_its_domain_is_paused_or_resumed_follows_the_domain() {
     let broker = TestBroker::start().await;
-    Hub::configured(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
+    Hub::not_started(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let parameters = parameters();
     for round in 0..160 {
@@ -175,7 +175,7 @@ async fn a_lane_that_is_created_while_its_domain_is_paused_or_resumed_follows_th
 #[tokio::test]
 async fn a_circuit_that_opens_while_its_lane_is_created_stays_open() {
     let broker = TestBroker::start().await;
-    Hub::configured(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
+    Hub::not_started(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let parameters = parameters();
     for round in 0..160_u64 {
@@ -220,7 +220,7 @@ async fn a_circuit_that_opens_while_its_lane_is_created_stays_open() {
 async fn a_circuit_that_another_process_is_opening_is_not_opened_again() {
     const PAUSE: Duration = Duration::from_secs(600);
     let broker = TestBroker::start().await;
-    Hub::configured(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
+    Hub::not_started(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     client.js.ensure_lane(&parameters(), "policy-client", "own-broken").await.expect("created");
     let subscription = Identity {

@@ -186,7 +186,7 @@ async fn the_nats_command_takes_each_definition_and_the_hub_finds_no_drift() {
         }
     }
     assert_eq!((streams, consumers), (18, 11), "streams and consumers");
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     let check = hub.cli(&["provision", "--check"]).await;
     assert!(check.status.success(), "no drift: {}", print_output(&check));
     // The check finds a missing definition.

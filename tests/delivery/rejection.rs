@@ -156,7 +156,7 @@ async fn an_unknown_setting_and_a_bad_subscription_are_refused_by_name() {
         "names it and the one meant: {log}"
     );
 
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     hub.cli_ok(&["provision"]).await;
     let bad = json!([
         subscription("fine", &["user.>"], "https://crm.example/hooks"),

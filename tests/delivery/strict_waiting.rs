@@ -67,7 +67,7 @@ async fn an_event_that_another_process_has_delays_strict_orders_for_seconds_and_
     const ACK_WAIT: Duration = Duration::from_secs(600);
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let mut hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     subscribe(&client, &receiver).await;
@@ -97,7 +97,7 @@ async fn an_event_that_another_process_has_delays_strict_orders_for_seconds_and_
 async fn many_events_of_a_process_that_was_killed_are_taken_over() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let mut hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     subscribe(&client, &receiver).await;

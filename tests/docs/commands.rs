@@ -93,7 +93,7 @@ impl Stage {
     }
 
     /// A shell that runs the script in the folder, with the tools and settings that the pages assume.
-    fn shell(&self, script: &str, nats: &Path, folder: &Path) -> Command {
+    fn script(&self, script: &str, nats: &Path, folder: &Path) -> Command {
         let hub = Path::new(env!("CARGO_BIN_EXE_hub")).parent().expect("in a folder").to_owned();
         let mut path = vec![hub, nats.parent().expect("in a folder").to_owned()];
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
@@ -114,7 +114,7 @@ impl Stage {
     /// Runs a block as one script that ends at the first failure.
     async fn run(&self, block: &Block, nats: &Path, folder: &Path) {
         let script = format!("set -eu\n{}", self.filled(&block.text).await);
-        let output = tokio::time::timeout(LIMIT, self.shell(&script, nats, folder).output()).await;
+        let output = tokio::time::timeout(LIMIT, self.script(&script, nats, folder).output()).await;
         let output =
             output.unwrap_or_else(|_| panic!("{}: it still runs\n{script}", block.at)).expect("it runs");
         assert!(output.status.success(), "{}:\n{script}\n{}", block.at, print_output(&output));
@@ -173,7 +173,7 @@ impl Stage {
     async fn run_until_stopped(&self, block: &Block, nats: &Path, folder: &Path) {
         let (port, nats_port) = (free_port(), free_port());
         let script = format!("set -eu\nexec {}", block.text.replace("9000", &port.to_string()));
-        let mut command = self.shell(&script, nats, folder);
+        let mut command = self.script(&script, nats, folder);
         command
             .env("HUB__HEALTH__LISTEN", format!("127.0.0.1:{port}"))
             .env("HUB__API__LISTEN", "127.0.0.1:0")
@@ -244,7 +244,7 @@ impl Stage {
 
 #[tokio::test]
 async fn every_settings_block_is_valid() {
-    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default().with_key(KEY));
+    let hub = Hub::not_started("nats://127.0.0.1:1", &TestSettings::default().with_key(KEY));
     for block in blocks("toml") {
         let file = hub.folder().join("block.toml");
         // Replaces the placeholder by a password that is sealed for its setting.
@@ -295,7 +295,7 @@ async fn every_subscription_is_valid() {
         "nats",
         "nats://127.0.0.1:1",
     )]);
-    let hub = Hub::configured(&broker.url(), &settings);
+    let hub = Hub::not_started(&broker.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     for block in blocks("json") {
         let text = block

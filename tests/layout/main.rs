@@ -12,6 +12,9 @@ use integration_hub::domain::outcome::Reason;
 use source::{Source, below, root, sources};
 
 const MOST_LINES: usize = 500;
+/// What an item is called by its first word, and names that say nothing about it.
+const ITEMS: [&str; 6] = ["enum", "fn", "mod", "struct", "trait", "type"];
+const EMPTY_NAMES: [&str; 8] = ["Form", "To", "Way", "bare", "configured", "journal", "shell", "signs"];
 /// Parts of the standard library that the core must not use. Its `Cargo.toml` determines its crates.
 const IMPURE: [&str; 12] = [
     "async ",
@@ -374,4 +377,16 @@ fn examples_import_nothing_of_the_hub() {
     let long = examples.iter().filter(|source| source.lines > MOST_LINES);
     let long: Vec<String> = long.map(|source| format!("{}: {}", source.path, source.lines)).collect();
     assert_none(&long, &format!("no file under examples has more than {MOST_LINES} lines"));
+}
+
+#[test]
+fn the_name_of_an_item_says_what_it_is() {
+    for source in ["src", "crates", "tests"].into_iter().flat_map(below) {
+        let words = source.code.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let is_empty = EMPTY_NAMES.contains(&pair[1]) || pair[1].ends_with("Desk");
+            assert!(!(ITEMS.contains(&pair[0]) && is_empty), "{}: {} {}", source.path, pair[0], pair[1]);
+        }
+    }
 }

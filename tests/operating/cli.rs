@@ -26,7 +26,7 @@ async fn connect(url: &str) -> JetStream {
 /// A provisioned hub with its own server.
 async fn provisioned(settings: &TestSettings) -> (TestBroker, Hub) {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), settings);
+    let hub = Hub::not_started(&broker.url(), settings);
     hub.cli_ok(&["provision"]).await;
     (broker, hub)
 }
@@ -57,7 +57,7 @@ fn file(hub: &Hub, name: &str, text: &str) -> String {
 #[tokio::test]
 async fn provisioning_twice_changes_nothing_and_a_change_by_hand_is_drift() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
 
     let error = refused(&hub, 1, &["subscription", "list"]).await;
     assert!(error.contains("hub provision"), "{error}");
@@ -98,7 +98,7 @@ async fn provisioning_twice_changes_nothing_and_a_change_by_hand_is_drift() {
 #[tokio::test]
 async fn a_server_that_cannot_serve_the_hub_is_refused_with_the_remedy() {
     // Not reachable.
-    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
+    let hub = Hub::not_started(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
     for args in [&["provision"][..], &["subscription", "list"], &["dlt", "stats"]] {
         let error = refused(&hub, 3, args).await;
         assert!(error.contains("nats://127.0.0.1:") && error.contains("nats.url"), "{error}");
@@ -107,13 +107,13 @@ async fn a_server_that_cannot_serve_the_hub_is_refused_with_the_remedy() {
     let mut options = BrokerOptions::new(nats_server());
     options.jetstream = false;
     let broker = TestBroker::start_with(options).await;
-    let error = refused(&Hub::configured(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
+    let error = refused(&Hub::not_started(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
     assert!(error.contains("JetStream is not enabled") && error.contains("nats-server -js"), "{error}");
 
     let mut options = BrokerOptions::new(nats_server());
     options.extra_config = "accounts {\n  hub { jetstream { max_file: 100MB }\n    users: [{user: hub, password: pw}] }\n}\nno_auth_user: hub\n".to_owned();
     let broker = TestBroker::start_with(options).await;
-    let error = refused(&Hub::configured(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
+    let error = refused(&Hub::not_started(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
     assert!(error.contains("account's JetStream limits are too small"), "{error}");
     assert!(error.contains("[limits]"), "{error}");
 }
@@ -125,7 +125,7 @@ async fn a_server_that_is_too_old_is_refused() {
         return;
     };
     let broker = TestBroker::start_with(BrokerOptions::new(old)).await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     for args in [&["provision"][..], &["subscription", "list"], &["publish", "user.created", "{}"]] {
         let error = refused(&hub, 1, args).await;
         assert!(error.contains("too old") && error.contains("2.12.9"), "{error}");
@@ -369,7 +369,7 @@ async fn pausing_a_domain_pauses_its_consumers_and_no_others() {
 
 #[tokio::test]
 async fn the_settings_are_checked_and_shown_without_secrets() {
-    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default().with_key(MASTER_KEY));
+    let hub = Hub::not_started("nats://127.0.0.1:1", &TestSettings::default().with_key(MASTER_KEY));
     assert!(hub.cli_ok(&["config", "check"]).await.starts_with("ok: "));
     let shown = hub.cli_ok(&["config", "show"]).await;
     assert!(shown.contains("url = \"nats://127.0.0.1:1\"") && !shown.contains("AAECAwQ"), "{shown}");
@@ -381,7 +381,7 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
         settings.delivery.ack_wait = Some(Duration::from_secs(1));
         settings.nats.replicas = Some(2);
     });
-    let error = refused(&Hub::configured("nats://127.0.0.1:1", &bad), 1, &["config", "check"]).await;
+    let error = refused(&Hub::not_started("nats://127.0.0.1:1", &bad), 1, &["config", "check"]).await;
     assert!(error.contains("delivery.ack_wait") && error.contains("nats.replicas"), "{error}");
     let error = refused(&hub, 1, &["config", "check", "--set", "nats.urll=x"]).await;
     assert!(error.contains("nats.url?"), "{error}");
@@ -397,7 +397,7 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
 /// Text from other people is often pasted into a command.
 #[tokio::test]
 async fn a_usage_error_does_not_act_on_the_terminal() {
-    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());
+    let hub = Hub::not_started("nats://127.0.0.1:1", &TestSettings::default());
     let hostile = "a\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}b";
     for args in [
         &["subscription", "show", hostile][..],

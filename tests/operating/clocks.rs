@@ -32,7 +32,7 @@ impl Stage {
         clock.set(shift);
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
-        let mut hub = Hub::configured(&broker.url(), settings);
+        let mut hub = Hub::not_started(&broker.url(), settings);
         hub.set_clock(clock.clone());
         hub.start();
         hub.ready().await;

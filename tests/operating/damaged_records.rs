@@ -194,7 +194,7 @@ accounts {
             settings.nats.password = Some(name.to_owned());
         })
     };
-    let admin = Hub::configured(&broker.url(), &as_user("admin"));
+    let admin = Hub::not_started(&broker.url(), &as_user("admin"));
     admin.cli_ok(&["provision"]).await;
     let mut hub = Hub::serve(&broker.url(), &as_user("role"), &[]);
     hub.ready().await;
@@ -310,9 +310,9 @@ async fn settings_that_are_applied_while_the_records_are_mended_stay() {
             settings.delivery.max_deliver = Some(deliveries);
             settings.limits.events = Some(events);
         });
-        Hub::configured(&broker.url(), &settings)
+        Hub::not_started(&broker.url(), &settings)
     };
-    let before = Hub::configured(&broker.url(), &TestSettings::patient());
+    let before = Hub::not_started(&broker.url(), &TestSettings::patient());
     let recorded = records(&client.context).await;
     let mut newer = recorded.clone();
     for round in 0..ROUNDS {

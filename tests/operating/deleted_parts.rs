@@ -220,7 +220,7 @@ accounts {
             settings.nats.password = Some(name.to_owned());
         })
     };
-    let admin = Hub::configured(&broker.url(), &as_user("admin"));
+    let admin = Hub::not_started(&broker.url(), &as_user("admin"));
     admin.cli_ok(&["provision"]).await;
     let mut hub = Hub::serve(&broker.url(), &as_user("role"), &[]);
     hub.ready().await;

@@ -166,10 +166,10 @@ async fn it_stays_up_and_what_it_suggests_works() {
     let answer = http_client().post(off).send().await.expect("the receiver answers");
     assert_eq!(answer.status(), 200);
     demo.line_with("B is switched off").await;
-    shell(&publish).await;
+    output_of(&publish).await;
     demo.line_with("B answers 503 to policy.updated {\"policy\":\"p2\"}, attempt 4").await;
     crate::support::eventually(LIMIT, "the dead letter is listed", async || {
-        let listed = shell(&list).await;
+        let listed = output_of(&list).await;
         if listed.contains("subscriber-b") { Ok(()) } else { Err(listed) }
     })
     .await;
@@ -184,7 +184,7 @@ async fn it_stays_up_and_what_it_suggests_works() {
 }
 
 /// Runs a printed command in a shell, as a person would.
-async fn shell(line: &str) -> String {
+async fn output_of(line: &str) -> String {
     let command = Command::new("sh").arg("-c").arg(line.trim()).kill_on_drop(true).output();
     let output = tokio::time::timeout(LIMIT, command).await.expect("in time").expect("a shell");
     assert!(output.status.success(), "{line}: {}", crate::support::print_output(&output));

@@ -22,7 +22,7 @@ async fn a_command_with_other_settings_than_the_hub_says_what_the_hub_does() {
     let with_billing = TestSettings::default().with(|settings| settings.domains.push(billing));
     let mut hub = Hub::serve(&broker.url(), &with_billing, &[]);
     hub.ready().await;
-    let other = Hub::configured(&broker.url(), &TestSettings::default());
+    let other = Hub::not_started(&broker.url(), &TestSettings::default());
 
     let file = other.folder().join("one.json");
     let one = json!({
@@ -67,7 +67,7 @@ async fn a_command_with_other_settings_than_the_hub_says_what_the_hub_does() {
 #[tokio::test]
 async fn an_empty_list_of_a_name_that_does_not_exist_does_not_look_like_an_all_clear() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     hub.cli_ok(&["provision"]).await;
     for (args, note) in [
         (&["--subscription", "nope"][..], "no subscription \"nope\" exists"),
@@ -106,7 +106,7 @@ async fn an_empty_list_of_a_name_that_does_not_exist_does_not_look_like_an_all_c
 #[tokio::test]
 async fn settings_that_cannot_work_are_reported_with_their_remedy() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     for key in ["nats.credentials_file", "nats.tls_ca_file"] {
         let setting = format!("{key}=/nope");
         let (answer, warning) = ends_with(&hub, 0, &["config", "check", "--set", &setting]).await;

@@ -129,7 +129,7 @@ async fn an_open_circuit_and_a_strict_lane_survive_provisioning_and_restarts() {
     unchanged("corrected").await;
 
     // Other settings, and back: all lanes follow, and the circuit stays.
-    let other = Hub::configured(&broker.url(), &settings(21));
+    let other = Hub::not_started(&broker.url(), &settings(21));
     other.cli_ok(&["provision"]).await;
     let mut followed = circuit.clone();
     followed["max_deliver"] = json!(21);

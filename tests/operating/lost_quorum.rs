@@ -27,7 +27,7 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
     let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
     let settings = TestSettings::quick().with_key(MASTER_KEY);
     let settings = settings.with(|settings| settings.nats.replicas = Some(3));
-    let hub = Hub::configured(&cluster.url(), &settings);
+    let hub = Hub::not_started(&cluster.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     hub.cli_ok(&["publish", "user.created", "{}", "--id", "before"]).await;
     for node in [1, 2] {

@@ -42,7 +42,7 @@ async fn goes_on_and_ends_in_good_order(log: Log) {
     // Each rejected event has its line.
     let settings =
         TestSettings::default().with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
-    let mut hub = Hub::configured(&broker.url(), &settings);
+    let mut hub = Hub::not_started(&broker.url(), &settings);
     let mut command = hub.command();
     let mut reader: Option<PipeReader> = None;
     match log {
@@ -105,7 +105,7 @@ async fn closed_standard_output_and_error_end_nothing() {
 async fn each_signal_stops_the_hub_in_good_order_and_a_second_one_changes_nothing() {
     let broker = TestBroker::start().await;
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut hub = Hub::configured(&broker.url(), &TestSettings::default());
+        let mut hub = Hub::not_started(&broker.url(), &TestSettings::default());
         let command = with_hangup(&hub.command());
         hub.start_with(command);
         hub.ready().await;
@@ -134,8 +134,8 @@ async fn unread(hub: &Hub, args: &[&str], both: bool) -> Output {
 #[tokio::test]
 async fn a_command_whose_reader_has_gone_ends_quietly_with_its_own_answer() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
-    let nowhere = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
+    let nowhere = Hub::not_started("nats://127.0.0.1:1", &TestSettings::default());
     let id = "00000000-0000-0000-0000-000000000000";
     let commands: [(&Hub, &[&str], i32); 17] = [
         // The answer is "no" before the first provisioning, whether it is read or not.

@@ -40,7 +40,7 @@ async fn each_fails(hub: &Hub, args: &[&str], code: i32, texts: &[&str], others:
 #[tokio::test]
 async fn a_registry_that_is_missing_is_told_from_a_hub_that_was_never_provisioned() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default().with_key(MASTER_KEY));
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default().with_key(MASTER_KEY));
     let provision = "create the hub's streams with `hub provision`";
     let lost = "the subscription registry is missing";
     let others = ["permission", "$JS", "STREAM.", "CONSUMER.", "DIRECT.", "KV_"];
@@ -63,7 +63,7 @@ async fn a_missing_permission_is_named_as_the_server_reports_it() {
     let broker = TestBroker::start_with(options).await;
     let settings = TestSettings::default().with_key(MASTER_KEY);
     let settings = settings.with(|settings| settings.nats.request_timeout = Some(Duration::from_secs(2)));
-    let hub = Hub::configured(&broker.url(), &settings);
+    let hub = Hub::not_started(&broker.url(), &settings);
     let login = |user| ["--set", user, "--set", "nats.password=right"];
     let mut provision = vec!["provision"];
     provision.extend(login("nats.user=hub"));

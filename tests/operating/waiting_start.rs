@@ -168,7 +168,7 @@ async fn what_no_wait_mends_ends_the_start_at_once() {
     let guarded = TestBroker::start_with(options).await;
     let wrong = ["--set", "nats.user=hub", "--set", "nats.password=wrong"];
     ends_with(&guarded.url(), &wrong, 1, "cannot log in to the NATS server").await;
-    let hub = Hub::configured(&guarded.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&guarded.url(), &TestSettings::quick());
     let listed = hub.cli(&[&wrong[..], &["subscription", "list"]].concat()).await;
     assert_eq!(listed.status.code(), Some(1), "{listed:?}");
     // A server without JetStream.

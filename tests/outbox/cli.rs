@@ -12,7 +12,7 @@ use crate::support::{Hub, PASSWORD, TestSettings, free_port, print_output};
 /// Without a NATS server, which `hub outbox` does not need.
 fn hub(database: &TestDatabase, brokers: &[ExternalBroker]) -> Hub {
     let settings = settings(&database.url()).with_brokers(brokers.iter().cloned());
-    Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &settings)
+    Hub::not_started(&format!("nats://127.0.0.1:{}", free_port()), &settings)
 }
 
 fn partner() -> ExternalBroker {
@@ -142,7 +142,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
 
 #[tokio::test]
 async fn unreachable_and_unreadable_databases_are_reported() {
-    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
+    let hub = Hub::not_started(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
     let (_, error) = ends_with(&hub, 1, &["outbox", "status"]).await;
     assert!(error.contains("outbox.database_url") && error.contains("--database-url"), "{error}");
     let nobody = format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/x", free_port());

@@ -82,7 +82,7 @@ async fn everything_works_through_a_pooler_in_transaction_mode() {
     let Some((database, _pooler, url)) = pooled("").await else { return };
     let broker = TestBroker::start().await;
     let of_pooler = settings(&url).with(|settings| settings.outbox.pooler = Some("transaction".to_owned()));
-    Hub::configured(&broker.url(), &of_pooler).cli_ok(&["outbox", "setup"]).await;
+    Hub::not_started(&broker.url(), &of_pooler).cli_ok(&["outbox", "setup"]).await;
     let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &of_pooler, &RELAY));
     for hub in &mut hubs {
         hub.ready().await;
@@ -144,7 +144,7 @@ async fn without_the_setting_the_error_names_it() {
         let Some((database, _pooler, url)) = pooled(lines).await else { return };
         database.outbox(&[]).await;
         let broker = TestBroker::start().await;
-        let mut hub = Hub::configured(&broker.url(), &settings(&url));
+        let mut hub = Hub::not_started(&broker.url(), &settings(&url));
         let output = hub.cli(&["outbox", "status"]).await;
         let shown = print_output(&output);
         assert!(
@@ -188,7 +188,7 @@ async fn a_database_that_cannot_be_reached_is_reported_with_its_cause() {
         (good.replace(&database, "nope"), "database \"nope\" does not exist;", "create the database"),
         (format!("{good}?sslmode=require"), "TLS", "sslmode"),
     ] {
-        let hub = Hub::configured("nats://127.0.0.1:1", &settings(&url));
+        let hub = Hub::not_started("nats://127.0.0.1:1", &settings(&url));
         let output = hub.cli(&["outbox", "status"]).await;
         let shown = print_output(&output);
         assert!(
@@ -210,7 +210,7 @@ async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     let Some(postgres) = TestPostgres::start_alone().await else { return };
     let broker = TestBroker::start().await;
     let url = postgres.url();
-    let cli = Hub::configured(&broker.url(), &settings(&url));
+    let cli = Hub::not_started(&broker.url(), &settings(&url));
     cli.cli_ok(&["outbox", "setup"]).await;
     let mut hub = Hub::serve(&broker.url(), &settings(&url), &["--role", "outbox-relay"]);
     hub.ready().await;

@@ -24,7 +24,7 @@ const WARM_UP: u64 = 50;
 pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure, BenchError> {
     let count = (duration.as_secs_f64() * f64::from(PER_SECOND)).ceil() as u64;
     let rig = Rig::start(sync.interval(), count).await?;
-    let bare = bare(&rig, count, sync).await?;
+    let bare = of_the_client_alone(&rig, count, sync).await?;
     let subscription = subscription(0, "default", rig.receiver.url())?;
     register(&rig.js, std::slice::from_ref(&subscription), |_| {}).await?;
     let hub = rig.whole_hub().await?;
@@ -66,7 +66,7 @@ pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure
 }
 
 /// The latencies of the bare client, from the call to the arrival.
-async fn bare(rig: &Rig, count: u64, sync: SyncMode) -> Result<Vec<Duration>, BenchError> {
+async fn of_the_client_alone(rig: &Rig, count: u64, sync: SyncMode) -> Result<Vec<Duration>, BenchError> {
     let body: Bytes = vec![b'x'; NewEvent::new(rig.js.names(), 0, "default")?.delivered_bytes()].into();
     let progress = bar(WARM_UP + count, format!("(c) sync {}: the bare client", sync.name()));
     let (client, url) = (rig.client.clone(), rig.receiver.url().clone());

@@ -2,7 +2,7 @@
 //! about them.
 //!
 //! No async, no clock, no randomness, no I/O and no broker types: callers pass in the time and random values. The
-//! `Cargo.toml` names no crate that has any of them, and the hub's `tests/layout.rs` checks for those of the standard
+//! `Cargo.toml` names no crate that has any of them, and the hub's `tests/layout` checks for those of the standard
 //! library.
 //!
 //! ```

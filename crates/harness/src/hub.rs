@@ -37,14 +37,14 @@ impl Hub {
     /// `nats.url`, `api.listen` and `health.listen` (free ports) and `delivery.allow_networks` (loopback) are
     /// added if `settings` does not set them.
     pub fn serve(broker_url: &str, settings: &TestSettings, args: &[&str]) -> Self {
-        let mut hub = Self::configured(broker_url, settings);
+        let mut hub = Self::not_started(broker_url, settings);
         hub.set_args(args);
         hub.start();
         hub
     }
 
     /// Only writes the settings, for tests that run commands only.
-    pub fn configured(broker_url: &str, settings: &TestSettings) -> Self {
+    pub fn not_started(broker_url: &str, settings: &TestSettings) -> Self {
         let (text, addresses) = complete(settings.clone(), broker_url);
         Self::with_file(&text, addresses)
     }

@@ -255,12 +255,12 @@ impl Delivery {
                 PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
-        let way = match (turn, probe) {
-            (Some(turn), _) => Way::InOrder(turn),
-            (None, Some(probe)) => Way::Probe(probe),
-            (None, None) => Way::Free,
+        let origin = match (turn, probe) {
+            (Some(turn), _) => AttemptOrigin::InOrder(turn),
+            (None, Some(probe)) => AttemptOrigin::Probe(probe),
+            (None, None) => AttemptOrigin::Free,
         };
-        self.settle(message, &envelope, &attempt, &prepared.statuses, &known, way).await
+        self.settle(message, &envelope, &attempt, &prepared.statuses, &known, origin).await
     }
 
     async fn settle(
@@ -270,14 +270,14 @@ impl Delivery {
         attempt: &Attempt,
         statuses: &Statuses,
         known: &Deliveries,
-        way: Way<'_>,
+        origin: AttemptOrigin<'_>,
     ) -> Health {
         let settle = &self.inner.settle;
         let sign = sign(&attempt.outcome, statuses);
-        if let Way::InOrder(turn) = way {
+        if let AttemptOrigin::InOrder(turn) = origin {
             return Box::pin(self.settle_in_order(message, envelope, attempt, statuses, known, turn)).await;
         }
-        if let Way::Probe(probe) = way
+        if let AttemptOrigin::Probe(probe) = origin
             && sign == Sign::Fails
         {
             let next = Box::pin(probe.failed(&attempt.error_text())).await;
@@ -289,7 +289,7 @@ impl Delivery {
         let hold = self.inner.hold(attempt, statuses);
         let tried = Tried::once(attempt).holding(hold.map(|hold| hold.wait));
         settle.settle(message, envelope, decision, tried, known).await;
-        if let Way::Probe(probe) = way
+        if let AttemptOrigin::Probe(probe) = origin
             && sign == Sign::Works
         {
             Box::pin(probe.worked()).await;
@@ -341,7 +341,7 @@ impl Delivery {
 
 /// How an envelope came to its attempt.
 #[derive(Clone, Copy)]
-enum Way<'a> {
+enum AttemptOrigin<'a> {
     Free,
     /// It is the probe of a half-open circuit.
     Probe(&'a Probe),

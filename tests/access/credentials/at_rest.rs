@@ -37,8 +37,8 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
 
     let previous = Some(vec![format!("k1:{KEY}")]);
     let both = with_new_key().with(|settings| settings.secrets.previous_keys = previous);
-    let rotating = Hub::configured(&broker.url(), &both);
-    let unable = Hub::configured(&broker.url(), &with_new_key());
+    let rotating = Hub::not_started(&broker.url(), &both);
+    let unable = Hub::not_started(&broker.url(), &with_new_key());
     let refused = unable.cli(&["secrets", "rotate"]).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("secrets.previous_keys"), "{said}");

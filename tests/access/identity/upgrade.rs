@@ -73,7 +73,7 @@ impl Old<'_> {
 async fn data_of_an_older_version_stays_usable() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let old = Old { client: &client, url: receiver.url("") };
@@ -150,7 +150,7 @@ async fn data_of_an_older_version_stays_usable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn provisioning_moves_what_an_older_version_stored() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::default());
     assert_eq!(hub.cli_json(&["provision"]).await["moved"], 0);
     let client = TestClient::connect(&broker.url()).await;
     let old = Old { client: &client, url: "http://127.0.0.1:9".to_owned() };

@@ -118,7 +118,7 @@ impl Stage {
         let receiver = Receiver::start().await;
         let database = TestDatabase::sqlite().await.expect("it is built in");
         database.outbox(&[]).await;
-        let admin = Hub::configured(&server.url(), &server.settings("hub", TestSettings::quick()));
+        let admin = Hub::not_started(&server.url(), &server.settings("hub", TestSettings::quick()));
         let made = admin.cli_json(&["provision"]).await;
         assert!(made["created"].as_array().is_some_and(|all| all.len() > 20), "{made}");
         assert_eq!(admin.cli_json(&["provision", "--check"]).await, json!([]));
@@ -132,7 +132,7 @@ impl Stage {
             hub.ready().await;
             roles.push(hub);
         }
-        let operator = Hub::configured(&server.url(), &server.settings("operator", quick));
+        let operator = Hub::not_started(&server.url(), &server.settings("operator", quick));
         Self { server, receiver, roles, operator, database }
     }
 

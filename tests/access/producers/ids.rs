@@ -200,7 +200,7 @@ async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_publis
 #[tokio::test]
 async fn a_secret_that_is_none_is_replaced() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let context = broker.jetstream().await;
     let ack = r#"{"stream":"HUB_EVENTS","seq":1}"#;

@@ -108,7 +108,7 @@ async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() 
 #[tokio::test]
 async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let test = TestClient::connect(&broker.url()).await;
     let receiver = Receiver::start().await;
@@ -164,7 +164,7 @@ async fn a_recreated_bucket_is_read_before_events_are_planned() {
 #[tokio::test]
 async fn the_entry_of_another_tenant_is_moved_by_provision() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let test = TestClient::connect(&broker.url()).await;
     let moved =

@@ -34,7 +34,7 @@ impl Stage {
             settings.circuit.failing_for = Some(Duration::ZERO);
             settings.circuit.first_pause = Some(Duration::from_secs(1));
         });
-        Hub::configured(&server.url(), &server.settings("hub", settings.clone()))
+        Hub::not_started(&server.url(), &server.settings("hub", settings.clone()))
             .cli_ok(&["provision"])
             .await;
         let mut roles = Vec::new();
@@ -44,7 +44,7 @@ impl Stage {
             hub.ready().await;
             roles.push(hub);
         }
-        let operator = Hub::configured(&server.url(), &server.settings("operator", settings));
+        let operator = Hub::not_started(&server.url(), &server.settings("operator", settings));
         let (admin, producer) = (server.user("hub").await, server.user("producer").await);
         let outbox = jetstream::new(admin.client.clone()).get_stream(OUTBOX).await.expect("there");
         Self { server, receiver: Receiver::start().await, admin, outbox, producer, operator, roles }

@@ -141,7 +141,7 @@ async fn the_subject_is_added_to_a_stream_that_holds_events() {
     context.create_stream(old).await.expect("made");
     context.publish("hub.events.user.created", "{}".into()).await.expect("sent").await.expect("stored");
 
-    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    let hub = Hub::not_started(&broker.url(), &TestSettings::quick());
     let done = hub.cli_json(&["provision", "--create-registry"]).await;
     let changed = done["changed"].to_string();
     assert!(changed.contains("hub.from.*.>") && changed.contains("sources"), "{changed}");

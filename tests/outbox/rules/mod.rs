@@ -154,7 +154,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
         store.list(&RowSelection::default(), &RowCursor::default(), 100_000).await.expect("listed").len();
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
     // The subscriptions exist before the relay starts.
-    Hub::configured(&broker.url(), &TestSettings::quick()).cli_ok(&["provision"]).await;
+    Hub::not_started(&broker.url(), &TestSettings::quick()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let wanted = tenants.iter().map(|tenant| {
         let mut wanted = subscription("all", &["user.>"], &receiver.url("/all"));

@@ -31,7 +31,7 @@ pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
     for streams in [STREAMS, 1] {
         let load = Load { events: bench.rows, streams, brokers: &[] };
         let loaded = template(bench.postgres, load).await?;
-        let bare = bare(bench, &loaded).await?;
+        let bare = of_the_client_alone(bench, &loaded).await?;
         let relayed = relay(bench, &loaded, streams).await?;
         bench.postgres.remove(loaded).await?;
         let name = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
@@ -98,7 +98,7 @@ async fn relay(bench: &Bench<'_>, loaded: &Database, streams: u64) -> Result<Rel
 }
 
 /// Reads the payloads by position and publishes them concurrently, each acknowledged.
-async fn bare(bench: &Bench<'_>, loaded: &Database) -> Result<f64, BenchError> {
+async fn of_the_client_alone(bench: &Bench<'_>, loaded: &Database) -> Result<f64, BenchError> {
     let database = bench.postgres.database(Some(loaded)).await?;
     let rig = Rig::start(SyncInterval::Default, bench.rows).await?;
     let pool = database.pool(2).await?;

@@ -59,12 +59,12 @@ impl<'a> Publication<'a> {
             ))),
             Some(producer_outbox::CONTENT_TYPE) => self.outbox_envelope(),
             _ if self.headers.iter().any(|(name, _)| ce_name(name).is_some()) => self.binary(content_type),
-            _ => self.bare(),
+            _ => self.plain_json(),
         }
     }
 
-    /// Bare JSON: the key comes from the subject, other attributes from headers.
-    fn bare(&self) -> Result<Event, Rejection> {
+    /// Plain JSON: the key comes from the subject, other attributes from headers.
+    fn plain_json(&self) -> Result<Event, Rejection> {
         let data = self
             .json_body("publish a JSON value, or CloudEvents headers (ce-id, ce-source, …) for other data")?;
         let attributes = Attributes {
