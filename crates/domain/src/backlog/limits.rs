@@ -31,7 +31,7 @@ pub struct Usage {
     /// Space of the outbox in bytes that own lanes do not use. What is in shared lanes does not count: if it fills the
     /// outbox, events wait, and the backlog of this subscription is not to blame.
     pub free: u64,
-    /// The bytes that it may have in any case ([`super::grace`]).
+    /// The bytes that it may have in any case, after a pause.
     pub grace: u64,
 }
 
