@@ -25,7 +25,7 @@ pub struct BrokerCluster {
 
 impl BrokerCluster {
     /// Starts `size` servers with these options, each with its own name and free ports. Returns once JetStream has a meta
-    /// leader and each server is up to date.
+    /// leader, and each server is up to date and known to the leader.
     ///
     /// With [`Data::Lasting`], each server has a folder of its own in it, with its name.
     ///
@@ -63,7 +63,7 @@ impl BrokerCluster {
         self.servers.get_mut(index)
     }
 
-    /// Waits at most 30 s until each running server is up to date and has a meta leader.
+    /// Waits at most 30 s until each running server is up to date, has a meta leader, and is known to it.
     ///
     /// # Errors
     ///
@@ -76,7 +76,9 @@ impl BrokerCluster {
             let ready = health.iter().all(|answer| {
                 answer.as_ref().is_ok_and(|health| health.healthy && health.meta_leader.is_some())
             });
-            if ready && !health.is_empty() {
+            // A leader that has not heard of a server yet refuses streams with a replica there.
+            let online = health.iter().flatten().map(|health| health.online_peers).max();
+            if ready && online.is_some_and(|online| online + 1 >= running.len()) {
                 return Ok(());
             }
             if Instant::now() >= deadline {

@@ -43,6 +43,8 @@ pub(super) struct Health {
     pub(super) healthy: bool,
     /// The name of the JetStream meta leader, in a cluster.
     pub(super) meta_leader: Option<String>,
+    /// If this is the leader: the other servers that it can place streams on.
+    pub(super) online_peers: usize,
 }
 
 /// # Errors
@@ -56,12 +58,23 @@ pub(super) async fn health(port: u16) -> io::Result<Health> {
     #[derive(Deserialize)]
     struct MetaCluster {
         leader: Option<String>,
+        /// In the answer of the leader.
+        #[serde(default)]
+        replicas: Vec<Peer>,
+    }
+    #[derive(Deserialize)]
+    struct Peer {
+        #[serde(default)]
+        offline: bool,
     }
     let (status, _) = get(port, "/healthz").await?;
     let (_, body) = get(port, "/jsz").await?;
     let jsz: Jsz = serde_json::from_slice(&body).map_err(io::Error::from)?;
-    let meta_leader = jsz.meta_cluster.and_then(|meta| meta.leader).filter(|name| !name.is_empty());
-    Ok(Health { healthy: status == 200, meta_leader })
+    let meta = jsz.meta_cluster;
+    let online_peers =
+        meta.as_ref().map_or(0, |meta| meta.replicas.iter().filter(|peer| !peer.offline).count());
+    let meta_leader = meta.and_then(|meta| meta.leader).filter(|name| !name.is_empty());
+    Ok(Health { healthy: status == 200, meta_leader, online_peers })
 }
 
 #[cfg(test)]
