@@ -131,6 +131,14 @@ impl Allotments {
         }
     }
 
+    /// Takes back the token of a delivery that ends without an attempt: a rate limit is one of attempts. Call `release`
+    /// afterwards.
+    pub(crate) fn put_back(&mut self, id: &Identity) {
+        if let Some(state) = self.states.get_mut(id) {
+            state.put_back();
+        }
+    }
+
     /// Frees the slot of a delivery that ended.
     pub(crate) fn release(&mut self, pool: Pool, id: &Identity, now: Duration) {
         if let Some(state) = self.states.get_mut(id)

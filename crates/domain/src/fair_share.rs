@@ -289,6 +289,9 @@ impl<T> FairShare<T> {
         let (was_on_probation, was_new) = (queue.on_probation, queue.is_new);
         let Some(ended) = queue.finish(finish, started, confirmed, now) else { return };
         self.known += usize::from(was_new && !queue.is_new);
+        if finish == Finish::Untried {
+            self.sharer.put_back(subscription);
+        }
         self.sharer.release(subscription, now);
         match ended {
             Ended::InSlot => {
@@ -304,6 +307,10 @@ impl<T> FairShare<T> {
             self.slots.change(queue.on_probation, queue.in_slots());
         }
         self.grow_again(place, finish);
+        if finish == Finish::Untried {
+            // Before the token is lost in a bucket that has become full.
+            self.ask_again(place);
+        }
         self.settle(place);
         self.retire(place);
     }

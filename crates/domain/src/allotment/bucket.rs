@@ -70,6 +70,13 @@ impl Bucket {
         self.wanted = false;
     }
 
+    /// Puts a token back that was not used.
+    pub(super) fn put_back(&mut self) {
+        // A part of a token is kept for whoever is next.
+        self.wanted = true;
+        self.tokens = (self.tokens + 1.0).min(self.most());
+    }
+
     fn refill(&mut self, now: Duration) {
         let elapsed = now.saturating_sub(self.at).as_secs_f64();
         self.tokens = (self.tokens + elapsed * self.limit.per_second * self.part).min(self.most());
@@ -114,6 +121,23 @@ mod tests {
         // After an hour, the bucket has no more tokens than the burst.
         let later = Duration::from_secs(3600);
         assert_eq!((0..3).filter(|_| take(&mut bucket, later).is_ok()).count(), 2);
+    }
+
+    #[test]
+    fn a_token_that_was_not_used_is_there_again_and_no_more_than_the_burst() {
+        for part in [1.0, 0.25] {
+            let mut bucket = bucket(10.0, 1);
+            bucket.divide(part, Duration::ZERO);
+            let _ = bucket.wait(0, Duration::ZERO);
+            let full = Duration::from_secs(1);
+            assert_eq!(take(&mut bucket, full), Ok(()));
+            for _ in 0..3 {
+                bucket.put_back();
+                bucket.put_back();
+                assert_eq!(take(&mut bucket, full), Ok(()));
+                assert!(take(&mut bucket, full).is_err());
+            }
+        }
     }
 
     #[test]

@@ -123,6 +123,10 @@ impl Sharer {
         self.shared.then_wake(|allotments| allotments.take(self.pool, id, limits, waiting, now))
     }
 
+    pub(crate) fn put_back(&self, id: &Identity) {
+        self.shared.lock().put_back(id);
+    }
+
     pub(crate) fn release(&self, id: &Identity, now: Duration) {
         self.shared.then_wake(|allotments| allotments.release(self.pool, id, now));
     }

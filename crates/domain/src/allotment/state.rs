@@ -210,6 +210,14 @@ impl State {
         }
     }
 
+    /// Takes back the token of a delivery that ends without an attempt.
+    pub(super) fn put_back(&mut self) {
+        if let Some(bucket) = &mut self.bucket {
+            bucket.put_back();
+        }
+        self.taken[0] = self.taken[0].saturating_sub(1);
+    }
+
     /// Returns another pool that is the next.
     pub(super) fn release(&mut self, pool: Pool, now: Duration) -> Option<Pool> {
         self.in_flight = self.in_flight.saturating_sub(1);

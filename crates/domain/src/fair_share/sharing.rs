@@ -15,14 +15,21 @@ impl<T> FairShare<T> {
     pub fn wake(&mut self) {
         for id in self.sharer.freed() {
             let Some(&place) = self.places.get(&id) else { continue };
-            let queue = self.queues[place].as_mut().expect(KNOWN);
-            if queue.held_until.is_none()
-                && let Some(until) = queue.limited_until.take()
-            {
-                self.limited.remove(&(until, place));
+            if self.ask_again(place) {
                 self.settle(place);
             }
         }
+    }
+
+    /// Lets a subscription that waits for a slot or a token ask at once. Returns whether it did wait.
+    pub(super) fn ask_again(&mut self, place: Place) -> bool {
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        if queue.held_until.is_none()
+            && let Some(until) = queue.limited_until.take()
+        {
+            return self.limited.remove(&(until, place));
+        }
+        false
     }
 
     /// Takes a slot and a token of a subscription, which has been taken out of its ring. If there is none, it waits.

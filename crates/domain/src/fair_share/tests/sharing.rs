@@ -64,3 +64,38 @@ fn pools_share_the_tokens_of_a_rate_limit() {
     assert!((28..=32).contains(&(started[0] + started[1])), "{started:?}");
     assert!(started.iter().all(|started| *started >= 12), "{started:?}");
 }
+
+/// Envelopes that leave without an attempt, as those that are published again, use up no rate limit.
+#[test]
+fn only_attempts_count_for_a_rate_limit() {
+    let (mut pools, _) = two_pools();
+    let rate = Some(RateLimit { per_second: 10.0, burst: 1 });
+    for pool in &mut pools {
+        (0..100).for_each(|number| pool.offer(&id(0), 4, rate, (0, number), START).unwrap());
+    }
+    // Of each pool, the first 40 leave without an attempt, 1 ms after their start.
+    let (mut untried, mut tried, mut running) = ([0, 0], [0, 0], [Vec::new(), Vec::new()]);
+    for millis in 0..3000 {
+        let now = Duration::from_millis(millis);
+        for (which, pool) in pools.iter_mut().enumerate() {
+            for (finish, started) in std::mem::take(&mut running[which]) {
+                pool.finished(&id(0), finish, started, now);
+            }
+            pool.wake();
+            while let Some((_, number)) = pool.next(now) {
+                let finish = if number < 40 { Finish::Untried } else { Finish::Healthy };
+                let count = if number < 40 { &mut untried } else { &mut tried };
+                count[which] += 1;
+                running[which].push((finish, now));
+            }
+        }
+        assert!(
+            tried[0] + tried[1] <= 1 + usize::try_from(millis / 100).unwrap(),
+            "{tried:?} at {millis} ms"
+        );
+        if millis == 500 {
+            assert_eq!(untried, [40, 40], "they delay the attempts by no more than they take");
+        }
+    }
+    assert!((25..=30).contains(&(tried[0] + tried[1])), "{tried:?}");
+}
