@@ -346,14 +346,14 @@ impl Watch {
         let look = self.js.backlogs(&self.domain, None).await?;
         let (fullest, notices) = self.shared.ledger().note(&look, at);
         self.metrics.fullest_backlog(fullest);
-        let has_excess = self.shared.ledger().has_excess(at);
-        if has_excess && self.js.is_paused(&self.domain).await? {
-            self.shared.ledger().note_pause(self.shared.started.elapsed());
-        }
         for Notice { token, percent, messages } in notices {
             if let Some(subscription) = SubscriptionRef::from_token(&token) {
                 BacklogNearLimit { subscription: &subscription, percent, messages }.emit(&self.metrics);
             }
+        }
+        let has_excess = self.shared.ledger().has_excess(at);
+        if has_excess && self.js.is_paused(&self.domain).await? {
+            self.shared.ledger().note_pause(self.shared.started.elapsed());
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use futures_util::{Stream, TryFutureExt, io as futures_io};
 use lapin::tcp::AsyncTcpStream;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, Error};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -26,7 +26,7 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
 use crate::{SettingError, TlsFiles};
 
-/// Opens a connection. `tls`: for `amqps`.
+/// Opens a connection, over TLS if that is given, whatever the scheme.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
@@ -42,11 +42,11 @@ async fn open(uri: &AMQPUri, tls: Option<Arc<ClientConfig>>) -> io::Result<Socke
     let tcp = TcpStream::connect((host, port)).await?;
     tcp.set_nodelay(true)?;
     let stream: Transport = match tls {
-        Some(tls) if uri.scheme == AMQPScheme::AMQPS => {
+        Some(tls) => {
             let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
             Box::pin(TlsConnector::from(tls).connect(name, tcp).await?)
         }
-        _ => Box::pin(tcp),
+        None => Box::pin(tcp),
     };
     Ok(stream.compat())
 }
