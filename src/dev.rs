@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use crate::facts::{PrivateServerNotStopped, PrivateServerSearched, PrivateServerStarted};
 use crate::nats::subjects::SubjectNames;
@@ -32,8 +33,10 @@ pub enum DevError {
         "{} is in use by another `hub serve --dev` (process id {pid} of its nats-server); use or stop that one, or set XDG_DATA_HOME to another folder", folder.display()
     )]
     Running { folder: PathBuf, pid: u32 },
-    #[error("the private nats-server ended by itself: {reason}; see its log, {}", log.display())]
-    ServerEnded { reason: String, log: PathBuf },
+    #[error("the private nats-server ended by itself: {status}; see its log, {}", log.display())]
+    ServerEnded { status: ExitStatus, log: PathBuf },
+    #[error("the private nats-server ended by itself: {source}; see its log, {}", log.display())]
+    ServerLost { source: BrokerProcessError, log: PathBuf },
 }
 
 /// The default of `nats.url`.
@@ -51,11 +54,12 @@ pub(crate) struct Dev {
 impl Dev {
     /// Waits until the server ends by itself, which is a failure. Cancel safe.
     pub(crate) async fn ended(&mut self) -> DevError {
-        let reason = match self.broker.ended().await {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        DevError::ServerEnded { reason, log: self.broker.folder().join("nats-server.log") }
+        let ended = self.broker.ended().await;
+        let log = self.broker.folder().join("nats-server.log");
+        match ended {
+            Ok(status) => DevError::ServerEnded { status, log },
+            Err(source) => DevError::ServerLost { source, log },
+        }
     }
 
     pub(crate) async fn stop(mut self) {

@@ -134,7 +134,7 @@ async fn carry_out(
 ) -> Verdict {
     let played = tokio::select! {
         played = scenario::play(stage, narrator, scenario::LIMIT) => Some(played),
-        reason = processes.ended() => Some(Err(Unmet::new("the hub and its server run", reason))),
+        reason = processes.ended() => Some(Err(Unmet::failed("the hub and its server run", reason))),
         () = signals.next() => None,
     };
     match played {
@@ -160,7 +160,7 @@ async fn carry_out(
         () = what_next::narrate(stage, narrator) => Verdict::Passed,
         () = signals.next() => Verdict::Passed,
         reason = processes.ended() => {
-            narrator.failed(&Unmet::new("the hub and its server run", reason));
+            narrator.failed(&Unmet::failed("the hub and its server run", reason));
             log.show_end(narrator);
             Verdict::Failed
         }

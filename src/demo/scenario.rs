@@ -10,7 +10,7 @@ use super::stage::{IN_FLIGHT_OF_C, PAUSE_OF_C, Stage};
 use super::subscriber::{Answer, Subscriber};
 use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::outcome::Reason;
-use crate::nats::{DeadLetterEntry, DeadLetterQuery};
+use crate::nats::{DeadLetterEntry, DeadLetterQuery, NatsError};
 
 /// Time limit of each check, many times what it needs.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -46,7 +46,7 @@ impl Play<'_> {
         let readiness = &self.stage.readiness;
         until(self.limit, "every role ready", async || {
             let missing = readiness.missing();
-            if missing.is_empty() { Ok(()) } else { Err(format!("not ready: {}", missing.join(", "))) }
+            if missing.is_empty() { Ok(()) } else { Err(format!("not ready: {}", missing.join(", ")).into()) }
         })
         .await?;
         let names = self.stage.js.names();
@@ -71,15 +71,15 @@ impl Play<'_> {
         let expected = "three subscriptions in the registry, without a credential in clear text";
         for subscription in self.stage.subscriptions() {
             let applied = self.stage.apply(subscription).await;
-            let applied = applied.map_err(|error| Unmet::new(expected, error.to_string()))?;
+            let applied = applied.map_err(|error| Unmet::failed(expected, error))?;
             let names = self.stage.js.names();
-            let name = applied.reference().map_err(|error| Unmet::new(expected, error.to_string()))?;
+            let name = applied.reference().map_err(|error| Unmet::failed(expected, error))?;
             let stored = self
                 .stage
                 .js
                 .get_last(&names.subscriptions_stream(), &names.subscription_key(&name))
                 .await
-                .map_err(|error| Unmet::new(expected, error.to_string()))?;
+                .map_err(|error| Unmet::failed(expected, error))?;
             let Some(stored) = stored else {
                 return Err(Unmet::new(expected, format!("{} does not exist", applied.id)));
             };
@@ -161,10 +161,10 @@ impl Play<'_> {
         let letter = until(self.limit, &expected, async || {
             let query = DeadLetterQuery::default();
             let page = self.stage.js.dead_letters(POLICY_DOMAIN, &query, 1, 10).await;
-            let entries = page.map_err(|error| error.to_string())?.entries;
+            let entries = page?.entries;
             match <[DeadLetterEntry; 1]>::try_from(entries) {
                 Ok([entry]) => Ok(entry),
-                Err(entries) => Err(format!("{} dead letters", entries.len())),
+                Err(entries) => Err(format!("{} dead letters", entries.len()).into()),
             }
         })
         .await?;
@@ -315,7 +315,7 @@ impl Play<'_> {
         let at = Instant::now();
         match self.stage.publisher.publish_plain(&subject, Bytes::from(data.to_owned())).await {
             Ok(()) => Ok(at),
-            Err(error) => Err(Unmet::new(format!("an event published on {subject}"), error.to_string())),
+            Err(error) => Err(Unmet::failed(format!("an event published on {subject}"), error)),
         }
     }
 
@@ -328,8 +328,8 @@ impl Play<'_> {
             .await
     }
 
-    async fn depth(&self, stream: &str) -> Result<u64, String> {
-        let info = self.stage.js.stream_info(stream).await.map_err(|error| error.to_string())?;
+    async fn depth(&self, stream: &str) -> Result<u64, NatsError> {
+        let info = self.stage.js.stream_info(stream).await?;
         Ok(info.state.messages)
     }
 
@@ -337,7 +337,7 @@ impl Play<'_> {
     async fn empty(&self, stream: &str) -> Result<(), Unmet> {
         until(self.limit, &format!("{stream} to be empty"), async || match self.depth(stream).await? {
             0 => Ok(()),
-            depth => Err(format!("it has {depth} messages")),
+            depth => Err(format!("it has {depth} messages").into()),
         })
         .await
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -20,7 +21,7 @@ use crate::seal::{Sealer, seal_subscription};
 use crate::serve::{Hub, Role, ServeOptions};
 use crate::settings::Settings;
 use crate::tasks::{Task, TaskError};
-use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data};
 use hub_testkit::token_endpoint::TokenEndpoint;
 
 /// Time that subscriber C takes for each answer.
@@ -171,17 +172,30 @@ impl Stage {
     }
 }
 
+/// A process of the demo ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProcessEnded {
+    #[error("the hub stopped unexpectedly")]
+    Hub,
+    #[error("the hub stopped: {0}")]
+    HubFailed(#[source] TaskError),
+    #[error("the nats-server ended by itself: {0}")]
+    Server(ExitStatus),
+    #[error("the nats-server cannot be watched: {0}")]
+    ServerLost(#[source] BrokerProcessError),
+}
+
 impl Processes {
     /// Waits until the hub or the server ends by itself, which is a failure. Returns the reason.
-    pub(super) async fn ended(&mut self) -> String {
+    pub(super) async fn ended(&mut self) -> ProcessEnded {
         tokio::select! {
             hub = self.hub.join() => match hub {
-                Ok(Ok(())) => "the hub stopped unexpectedly".to_owned(),
-                Ok(Err(error)) | Err(error) => format!("the hub stopped: {error}"),
+                Ok(Ok(())) => ProcessEnded::Hub,
+                Ok(Err(error)) | Err(error) => ProcessEnded::HubFailed(error),
             },
             server = self.broker.ended() => match server {
-                Ok(status) => format!("the nats-server ended by itself: {status}"),
-                Err(error) => format!("the nats-server cannot be watched: {error}"),
+                Ok(status) => ProcessEnded::Server(status),
+                Err(error) => ProcessEnded::ServerLost(error),
             },
         }
     }

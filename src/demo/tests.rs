@@ -40,7 +40,7 @@ async fn without_the_router_the_step_of_the_dead_letter_fails() {
     let (played, shown) = play_with(all_but(Role::DltRouter), Duration::from_secs(8)).await;
     let unmet = played.expect_err("nobody dead-letters");
     assert!(unmet.expected.starts_with("one dead letter in HUB_OUTBOX_POLICY_CLIENT_DLT"), "{unmet}");
-    assert!(unmet.seen.starts_with("0 dead letters"), "{unmet}");
+    assert!(unmet.seen.to_string().starts_with("0 dead letters"), "{unmet}");
     assert!(shown.contains("B was tried 4 times"), "{shown}");
     assert!(!shown.contains("the dead letter is in the policy DLT"), "{shown}");
 }
@@ -50,6 +50,6 @@ async fn without_the_dlt_processor_the_step_of_the_redrive_fails() {
     let (played, shown) = play_with(all_but(Role::DltProcessor), Duration::from_secs(8)).await;
     let unmet = played.expect_err("nobody redrives");
     assert_eq!(unmet.expected, "B to accept the redriven policy event");
-    assert!(unmet.seen.contains("503 to policy.updated"), "{unmet}");
+    assert!(unmet.seen.to_string().contains("503 to policy.updated"), "{unmet}");
     assert!(shown.contains("the dead letter is in the policy DLT and in no other"), "{shown}");
 }

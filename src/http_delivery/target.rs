@@ -91,7 +91,13 @@ impl TargetError {
     pub fn attempt(&self) -> Attempt {
         match self {
             Self::Sealed { .. } => Attempt::failed(Failure::Sealed),
-            _ => Attempt::failed_because(Failure::Request, text(self)),
+            Self::Url(_)
+            | Self::Uri { .. }
+            | Self::Signing
+            | Self::HeaderName { .. }
+            | Self::ConnectionHeader { .. }
+            | Self::HeaderValue { .. }
+            | Self::Tls(_) => Attempt::failed_because(Failure::Request, text(self)),
         }
     }
 }

@@ -215,12 +215,12 @@ impl Management {
         let broker = match external_broker(entry) {
             Ok(broker) => broker,
             Err(error) => {
-                return (None, Attempt::failed_because(Failure::BrokerUnavailable, error.to_string()));
+                return (None, Attempt::failed_by(Failure::BrokerUnavailable, &error));
             }
         };
         let message = match ExternalMessage::new(event.to_cloudevent().get(), None) {
             Ok(message) => message,
-            Err(error) => return (None, Attempt::failed_because(Failure::Request, error.to_string())),
+            Err(error) => return (None, Attempt::failed_by(Failure::Request, &error)),
         };
         let outgoing = OutgoingMessage {
             id: envelope_id(event, subscription.id.as_str(), subscription.incarnation),

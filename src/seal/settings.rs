@@ -48,7 +48,7 @@ pub fn open_settings(
     for (name, secret) in secrets {
         match open(sealer.as_ref(), &name, secret) {
             Ok(plain) => *secret = plain,
-            Err(problem) => problems.push(settings.problem(&name.key(), problem)),
+            Err(error) => problems.push(settings.problem(&name.key(), error.to_string())),
         }
     }
     if problems.is_empty() { Ok(opened) } else { Err(SettingsError::Invalid(problems).into()) }
@@ -58,16 +58,28 @@ fn is_sealed(secret: &SecretString) -> bool {
     secret.expose_secret().starts_with(PREFIX)
 }
 
-/// Opens a secret. The error is the problem and the remedy.
-fn open(sealer: Option<&Sealer>, name: &SecretName, secret: &SecretString) -> Result<SecretString, String> {
-    let Some(sealer) = sealer else {
-        return Err(
-            "is sealed, but no master key is set; set secrets.master_key (or secrets.master_key_file)"
-                .to_owned(),
-        );
-    };
+/// Why a secret of the settings cannot be opened: the problem and the remedy.
+#[derive(Debug, thiserror::Error)]
+enum SettingNotOpened {
+    #[error("is sealed, but no master key is set; set secrets.master_key (or secrets.master_key_file)")]
+    NoMasterKey,
+    #[error("{}", problem(name, source))]
+    Sealed { name: String, source: SealError },
+}
+
+fn open(
+    sealer: Option<&Sealer>,
+    name: &SecretName,
+    secret: &SecretString,
+) -> Result<SecretString, SettingNotOpened> {
+    let sealer = sealer.ok_or(SettingNotOpened::NoMasterKey)?;
     let sealed = secret.expose_secret().strip_prefix(PREFIX).unwrap_or_default();
-    sealer.open(&name.to_string(), sealed).map_err(|error| match error {
+    let name = name.to_string();
+    sealer.open(&name, sealed).map_err(|source| SettingNotOpened::Sealed { name, source })
+}
+
+fn problem(name: &str, error: &SealError) -> String {
+    match error {
         SealError::MissingKey { key_id } => format!(
             "is sealed with the key {key_id:?}, which this process does not have; set secrets.key_id and \
              secrets.master_key to it, add it to secrets.previous_keys, or seal the secret again with \
@@ -81,7 +93,7 @@ fn open(sealer: Option<&Sealer>, name: &SecretName, secret: &SecretString) -> Re
             "begins with {PREFIX:?} but is not in sealed form ({PREFIX}v1.<key id>.<base64url>); seal the secret with \
              `hub secrets seal {name}`, or choose a secret with another beginning"
         ),
-    })
+    }
 }
 
 impl Sealer {

@@ -1,5 +1,6 @@
 //! The result of one delivery attempt, over HTTP or to a broker.
 
+use std::error::Error;
 use std::time::Duration;
 
 use super::outcome::{Failure, Outcome};
@@ -29,6 +30,22 @@ impl Attempt {
     /// Adds an explanation.
     pub fn failed_because(failure: Failure, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..Self::failed(failure) }
+    }
+
+    /// Adds the error and its sources, in one line.
+    pub fn failed_by(failure: Failure, error: &(dyn Error + 'static)) -> Self {
+        let mut detail = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let text = source.to_string();
+            // Many errors contain the text of their source.
+            if !detail.ends_with(&text) {
+                detail.push_str(": ");
+                detail.push_str(&text);
+            }
+            next = source.source();
+        }
+        Self::failed_because(failure, detail)
     }
 
     /// The problem, for people.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::index::IndexEntry;
+use super::index::{EntryError, IndexEntry};
 use super::subscription::{Secret, Subscription, SubscriptionRef};
 
 const FORMAT: &str = "integration-hub-registry";
@@ -33,9 +33,34 @@ pub enum BackupError {
         "not a backup of the registry: format {format:?} version {version}; this version of the hub reads {FORMAT:?} version {VERSION}"
     )]
     OtherFormat { format: String, version: u32 },
-    /// One line for each problem.
-    #[error("invalid subscriptions:\n  {}", .0.join("\n  "))]
-    Invalid(Vec<String>),
+    #[error("invalid subscriptions:{}", lines(.0))]
+    Invalid(Vec<InvalidBackupEntry>),
+}
+
+/// One entry of `subscriptions` that cannot be imported. `position` begins with 0.
+#[derive(Debug, thiserror::Error)]
+#[error("subscriptions[{position}]: {problem}")]
+pub struct InvalidBackupEntry {
+    pub position: usize,
+    #[source]
+    pub problem: BackupEntryError,
+}
+
+/// Why an entry cannot be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupEntryError {
+    #[error(transparent)]
+    NotASubscription(#[from] serde_json::Error),
+    #[error("contains a secret that is not sealed; use `hub subscription apply` for it")]
+    NotSealed,
+    #[error(transparent)]
+    Unusable(#[from] EntryError),
+    #[error("{name} occurs twice")]
+    Twice { name: SubscriptionRef },
+}
+
+fn lines(problems: &[InvalidBackupEntry]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
 /// A backup as JSON.
@@ -59,21 +84,21 @@ pub fn read(bytes: &[u8]) -> Result<Vec<(SubscriptionRef, Subscription)>, Backup
     for (position, value) in subscriptions.into_iter().enumerate() {
         match entry(value) {
             Ok((name, _)) if !names.insert(name.clone()) => {
-                problems.push(format!("subscriptions[{position}]: {name} occurs twice"));
+                problems.push(InvalidBackupEntry { position, problem: BackupEntryError::Twice { name } });
             }
             Ok(entry) => read.push(entry),
-            Err(problem) => problems.push(format!("subscriptions[{position}]: {problem}")),
+            Err(problem) => problems.push(InvalidBackupEntry { position, problem }),
         }
     }
     if problems.is_empty() { Ok(read) } else { Err(BackupError::Invalid(problems)) }
 }
 
-fn entry(value: Value) -> Result<(SubscriptionRef, Subscription), String> {
-    let subscription: Subscription = serde_json::from_value(value).map_err(|error| error.to_string())?;
+fn entry(value: Value) -> Result<(SubscriptionRef, Subscription), BackupEntryError> {
+    let subscription: Subscription = serde_json::from_value(value)?;
     if subscription.clone().secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
-        return Err("contains a secret that is not sealed; use `hub subscription apply` for it".to_owned());
+        return Err(BackupEntryError::NotSealed);
     }
-    let entry = IndexEntry::new(subscription.clone(), 0).map_err(|error| error.to_string())?;
+    let entry = IndexEntry::new(subscription.clone(), 0)?;
     Ok((entry.subscription.reference.clone(), subscription))
 }
 

@@ -8,18 +8,48 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::field_error::FieldError;
 use super::filter::Filter;
 use super::index::{EntryError, IndexEntry};
-use super::subscription::{Delivery, Incarnation, Subscription, SubscriptionId, SubscriptionState};
+use super::subscription::{
+    Delivery, Incarnation, InvalidIncarnation, InvalidSubscriptionId, InvalidTenant, Subscription,
+    SubscriptionId, SubscriptionState,
+};
 
 /// An invalid part of an answer. The whole answer is then rejected, because a fan-out is never partial.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("subscription {id:?}: {field}: {problem}")]
 pub struct Unusable {
     pub id: String,
     /// The name of the field in the protocol, such as `delivery_json`.
     pub field: String,
-    pub problem: String,
+    #[source]
+    pub problem: UnusableField,
+}
+
+/// Why one field of an answer is invalid.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UnusableField {
+    #[error(transparent)]
+    Id(#[from] InvalidSubscriptionId),
+    #[error(transparent)]
+    Incarnation(#[from] InvalidIncarnation),
+    #[error(transparent)]
+    Tenant(#[from] InvalidTenant),
+    #[error(transparent)]
+    FilterNotJson(Arc<serde_json::Error>),
+    #[error("{}", .0.problem)]
+    Filter(FieldError),
+    /// Without the error of serde_json, which quotes the input: that may contain a secret.
+    #[error("invalid delivery of a subscription, at line {line}, column {column}")]
+    DeliveryNotJson { line: usize, column: usize },
+    /// Without the error's text, for the same reason.
+    #[error("invalid delivery of a subscription, at {place}")]
+    Delivery { place: String },
+    #[error("contains a secret that is not sealed")]
+    NotSealed,
+    #[error("occurs twice in the answer")]
+    Twice,
 }
 
 /// Makes an index entry of one subscription of an answer. `filter` and `delivery` are JSON. A plain-text secret is
@@ -33,24 +63,25 @@ pub fn entry(
     delivery: &str,
 ) -> Result<IndexEntry, Unusable> {
     let unusable =
-        |field: &str, problem: String| Unusable { id: id.clone(), field: field.to_owned(), problem };
-    let name = SubscriptionId::try_from(id.clone()).map_err(|error| unusable("id", error.to_string()))?;
+        |field: &str, problem: UnusableField| Unusable { id: id.clone(), field: field.to_owned(), problem };
+    let name = SubscriptionId::try_from(id.clone()).map_err(|error| unusable("id", error.into()))?;
     let incarnation = Incarnation::read((!incarnation.is_empty()).then_some(incarnation))
-        .map_err(|error| unusable("incarnation", error.to_string()))?;
+        .map_err(|error| unusable("incarnation", error.into()))?;
     let filter: Vec<Filter> = match filter {
         "" => Vec::new(),
-        json => serde_json::from_str(json).map_err(|error| unusable("filter_json", error.to_string()))?,
+        json => serde_json::from_str(json)
+            .map_err(|error| unusable("filter_json", UnusableField::FilterNotJson(error.into())))?,
     };
     for (position, filter) in filter.iter().enumerate() {
         filter
             .validate(&format!("filter_json[{position}]"))
-            .map_err(|error| unusable(&error.field, error.problem))?;
+            .map_err(|error| unusable(&error.field.clone(), UnusableField::Filter(error)))?;
     }
-    // serde_json's errors quote the input, which may contain a secret: report only the position.
-    let no_delivery =
-        |place: String| unusable("delivery_json", format!("invalid delivery of a subscription, at {place}"));
-    let value: Value = serde_json::from_str(delivery)
-        .map_err(|error| no_delivery(format!("line {}, column {}", error.line(), error.column())))?;
+    let no_delivery = |place: String| unusable("delivery_json", UnusableField::Delivery { place });
+    let value: Value = serde_json::from_str(delivery).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        unusable("delivery_json", UnusableField::DeliveryNotJson { line, column })
+    })?;
     Delivery::check_fields(&value).map_err(|error| no_delivery(error.field))?;
     let delivery =
         Delivery::deserialize(value).map_err(|_| no_delivery("the delivery as a whole".to_owned()))?;
@@ -66,10 +97,8 @@ pub fn entry(
         delivery,
     };
     IndexEntry::new(subscription, revision).map_err(|error| match error {
-        EntryError::Tenant(error) => unusable("tenant", error.to_string()),
-        EntryError::Delivery(_) => {
-            unusable("delivery_json", "contains a secret that is not sealed".to_owned())
-        }
+        EntryError::Tenant(error) => unusable("tenant", error.into()),
+        EntryError::Delivery(_) => unusable("delivery_json", UnusableField::NotSealed),
     })
 }
 
@@ -81,7 +110,7 @@ pub fn each_once(entries: &[IndexEntry]) -> Result<(), Unusable> {
         Some(entry) => Err(Unusable {
             id: entry.subscription.id().to_owned(),
             field: "id".to_owned(),
-            problem: "occurs twice in the answer".to_owned(),
+            problem: UnusableField::Twice,
         }),
     }
 }
@@ -249,7 +278,10 @@ mod tests {
         assert_eq!(refused("a", r#"[{"exact":{}}]"#, DELIVERY).field, "filter_json[0].exact");
         let plain = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":"hunter2"}}"#;
         let error = refused("a", "", plain);
-        assert!(error.problem.contains("not sealed") && !error.to_string().contains("hunter2"), "{error}");
+        assert!(
+            matches!(error.problem, UnusableField::NotSealed) && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
         let odd = r#"{"url":"https://a.example/","auth":"hunter2"}"#;
         assert!(!refused("a", "", odd).to_string().contains("hunter2"));
         let sealed = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":{"sealed":"v1.k1.x"}}}"#;
@@ -271,7 +303,10 @@ mod tests {
             (r#"{"broker": "b","#, "at line 1, column 15"),
         ] {
             let error = read(bad).unwrap_err();
-            assert!(error.field == "delivery_json" && error.problem.ends_with(place), "{bad}: {error}");
+            assert!(
+                error.field == "delivery_json" && error.problem.to_string().ends_with(place),
+                "{bad}: {error}"
+            );
         }
     }
 

@@ -26,7 +26,8 @@ pub use delivery::{
 };
 pub use headers::is_credential_name;
 pub use identity::{
-    DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
+    DEFAULT_TENANT, Identity, Incarnation, InvalidIncarnation, InvalidTenant, SubscriptionRef,
+    subscription_token,
 };
 pub use plain_text::{is_credential_parameter, shown_url};
 pub use signing::{PreviousSecret, Signing};

@@ -395,7 +395,7 @@ impl Inner {
     async fn to_broker(&self, envelope: &Envelope<'_>, delivery: &BrokerDelivery) -> Attempt {
         let message = match ExternalMessage::new(envelope.event.get(), envelope.external_metadata) {
             Ok(message) => message,
-            Err(error) => return Attempt::failed_because(Failure::Request, error.to_string()),
+            Err(error) => return Attempt::failed_by(Failure::Request, &error),
         };
         let outgoing = OutgoingMessage {
             id: envelope.id.to_string(),
