@@ -32,8 +32,8 @@ pub(super) struct Conditions {
     #[param(value_type = Option<SubscriptionId>)]
     #[schema(value_type = Option<SubscriptionId>)]
     subscription: Option<String>,
-    #[param(value_type = Option<Reason>)]
-    #[schema(value_type = Option<Reason>)]
+    #[param(value_type = Option<SelectableReason>)]
+    #[schema(value_type = Option<SelectableReason>)]
     reason: Option<String>,
     #[param(value_type = Option<DeadLetterState>)]
     #[schema(value_type = Option<DeadLetterState>)]
@@ -49,6 +49,21 @@ pub(super) struct Conditions {
     #[schema(value_type = Option<String>, format = DateTime)]
     until: Option<String>,
 }
+
+/// The schema of a reason in conditions: without the reasons that only dead letters of older versions have.
+struct SelectableReason;
+
+impl PartialSchema for SelectableReason {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("The reason of a dead letter, as a condition."))
+            .enum_values(Some(Reason::PRODUCED.map(Reason::as_str)))
+            .into()
+    }
+}
+
+impl ToSchema for SelectableReason {}
 
 impl Conditions {
     /// Reads the conditions of a query that [`QueryRules`](crate::api::query_rules::QueryRules) has checked.
