@@ -14,8 +14,8 @@
 //! flight, new ones first. A part of the whole pool is for subscriptions that are not on probation and have nothing in
 //! flight. So however many endpoints hang, an endpoint that works finds a slot.
 //!
-//! An attempt that has run for a second leaves its slot, up to a bound of attempts that do so: endpoints that hang, however
-//! many are new at once, pass through the slots in a second each.
+//! An attempt that has run for a second leaves its slot, up to a bound of attempts that do so; sooner while new
+//! subscriptions wait for a slot. So endpoints that hang pass through the slots, however many are new at once.
 //!
 //! No item of a *held* subscription (its endpoint sent `Retry-After`) starts before the hold ends; its items wait in
 //! their queue.
@@ -325,7 +325,7 @@ impl<T> FairShare<T> {
         let waits = |rings: &[Ring]| rings.iter().any(|ring| self.tenants.least(*ring).is_some());
         let waits_on_probation = waits(&Ring::ON_PROBATION);
         let wants_slot = self.slots.in_flight() > 0 && (waits_on_probation || waits(&Ring::STEADY));
-        let parked = if wants_slot { self.parking.wait(now) } else { None };
+        let parked = if wants_slot { self.parking.wait(self.is_crowded(), now) } else { None };
         let sooner = self.relief_wait(now).into_iter().chain(parked);
         if self.slots.is_full() {
             return sooner.min();

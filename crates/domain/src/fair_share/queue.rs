@@ -164,7 +164,7 @@ impl<T> Queue<T> {
         Some(ended)
     }
 
-    fn first_start(&self) -> Option<Duration> {
+    pub(super) fn first_start(&self) -> Option<Duration> {
         self.running.first_key_value().map(|(started, _)| *started)
     }
 }

@@ -31,8 +31,37 @@ fn however_many_new_endpoints_hang_a_new_one_starts_within_seconds() {
         assert!(wait > Duration::ZERO);
         now += wait;
     }
-    assert!(now <= at(5_500), "{now:?}");
+    assert!(now <= at(1_500), "{now:?}");
     assert_eq!((seen.len(), seen.last()), (201, Some(&999)));
+}
+
+#[test]
+fn an_attempt_leaves_its_slot_early_only_while_new_ones_wait() {
+    let mut fair = empty(16, 10_000, usize::MAX);
+    // 12 slots for subscriptions on probation.
+    (0..12).for_each(|subscription| offer(&mut fair, subscription, 0).unwrap());
+    assert_eq!(start_all(&mut fair, START), 12);
+    assert_eq!(start_all(&mut fair, at(900)), 0);
+    assert_eq!(fair.parking.parked(), 0, "nobody waits");
+    offer(&mut fair, 12, 0).unwrap();
+    assert_eq!(start_all(&mut fair, at(900)), 1);
+    assert_eq!(fair.parking.parked(), 12);
+}
+
+#[test]
+fn a_subscription_that_works_keeps_its_slots_while_new_ones_wait() {
+    let mut fair = empty(16, 10_000, usize::MAX);
+    prove(&mut fair, [0]);
+    let now = at(10_000);
+    (0..4).for_each(|number| offer(&mut fair, 0, number).unwrap());
+    let of_proven = std::iter::from_fn(|| fair.next(now)).count();
+    (1..40).for_each(|subscription| offer(&mut fair, subscription, 0).unwrap());
+    start_all(&mut fair, now);
+    start_all(&mut fair, now + at(500));
+    assert!(of_proven > 0 && fair.parking.parked() > 0);
+    assert_eq!(fair.find(&id(0)).map(|queue| queue.parked), Some(0));
+    start_all(&mut fair, now + at(1_000));
+    assert_eq!(fair.find(&id(0)).map(|queue| queue.parked), Some(of_proven), "it is slow now");
 }
 
 #[test]
@@ -45,7 +74,7 @@ fn the_room_is_bounded_and_an_attempt_without_room_keeps_its_slot() {
     }
     // 6 slots for subscriptions on probation, and the room of 32.
     assert_eq!((running, fair.in_flight(), fair.slots.in_flight()), (38, 38, 6));
-    assert_eq!(fair.parking.wait(at(20_000)), None, "it does not wake for nothing");
+    assert_eq!(fair.parking.wait(false, at(20_000)), None, "it does not wake for nothing");
     // An attempt that ends leaves room for another one.
     fair.finished(&id(0), Finish::Unhealthy, START, at(20_000));
     assert_eq!(start_all(&mut fair, at(20_000)), 1);
