@@ -97,3 +97,72 @@ fn the_models_need_the_checker_only() {
         assert!(!text.contains("hub-model = "), "{manifest}: no part of the product depends on the models");
     }
 }
+
+/// The README of the outbox shows the dependencies of an application that raises events.
+#[test]
+fn the_readme_of_the_outbox_shows_the_tree_of_an_application() {
+    const DIRECT: [&str; 3] = ["serde_json", "sqlx", "tokio"];
+    let folder = tempfile::tempdir().expect("a folder");
+    let outbox = root().join("crates/outbox");
+    let mut manifest = format!(
+        "[package]\nname = \"your-application\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n\
+         [dependencies]\nhub-outbox = {{ path = {outbox:?} }}\n"
+    );
+    for name in DIRECT {
+        manifest.push_str(&format!("{name} = {{ version = \"*\", default-features = false }}\n"));
+    }
+    fs::write(folder.path().join("Cargo.toml"), manifest).expect("written");
+    fs::write(folder.path().join("lib.rs"), "").expect("written");
+    // The versions of the workspace, which are on this machine.
+    fs::copy(root().join("Cargo.lock"), folder.path().join("Cargo.lock")).expect("copied");
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args([
+        "tree",
+        "--offline",
+        "-e",
+        "normal",
+        "--depth",
+        "2",
+        "--prefix",
+        "depth",
+        "--format",
+        " {p}",
+    ]);
+    let output = cargo.current_dir(folder.path()).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).expect("text");
+    let readme = fs::read_to_string(outbox.join("README.md")).expect("the README is readable");
+    let shown = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next());
+    assert_eq!(shown.expect("a tree"), drawn(&tree, "hub-outbox"));
+}
+
+/// The lines `<depth> <name> <version>` as a tree of names, with the dependencies of one crate below it.
+fn drawn(tree: &str, shown: &str) -> String {
+    let (mut below, mut text) = ("", String::new());
+    let lines: Vec<(&str, &str)> = tree
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.next()?))
+        })
+        .filter(|(depth, name)| {
+            below = if *depth == "1" { name } else { below };
+            *depth != "2" || below == shown
+        })
+        .collect();
+    for (at, (depth, name)) in lines.iter().enumerate() {
+        // The last one of its depth, before one of a lower depth.
+        let after = lines[at + 1..].iter().map(|(other, _)| other);
+        let is_last = after.take_while(|other| *other >= depth).all(|other| other != depth);
+        let branch = if is_last { "└── " } else { "├── " };
+        text.push_str(match *depth {
+            "0" => "",
+            "1" => branch,
+            _ => "│   ",
+        });
+        text.push_str(if *depth == "2" { branch } else { "" });
+        text.push_str(name);
+        text.push('\n');
+    }
+    text
+}

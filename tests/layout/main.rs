@@ -1,5 +1,6 @@
 //! Rules of the source: imports, the place where subjects are built, the length of files, and the files of the image.
 
+mod contract;
 mod crates;
 mod facts;
 mod source;
