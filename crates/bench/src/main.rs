@@ -13,6 +13,8 @@ mod child;
 mod counting_receiver;
 mod credentials;
 mod delivery_log;
+#[cfg(test)]
+mod documented;
 mod drain;
 mod end_to_end;
 mod error;
