@@ -224,7 +224,7 @@ pub(super) type RowColumns =
 impl ClaimedRow {
     /// `created_at` in microseconds since 1970; `None` if it cannot be expressed as such.
     pub(super) fn read(columns: ClaimedColumns) -> Self {
-        let (position, message_id, event_type, stream, lane, is_public, payload, attempts, created_at) =
+        let (position, message_id, event_type, stream, priority, is_public, payload, attempts, created_at) =
             columns;
         let texts = [
             ("message_id", &message_id),
@@ -235,7 +235,7 @@ impl ClaimedRow {
         let damaged = texts.into_iter().find(|(_, text)| text.valid().is_none());
         let damaged =
             damaged.map(|(column, _)| UnreadableColumn { column, problem: UnreadableColumn::NOT_UTF8 });
-        let priority = lane.valid().and_then(priority_of);
+        let priority = priority.valid().and_then(priority_of);
         let created_at = created_at.and_then(time_of);
         let unreadable = damaged
             .or(match priority {

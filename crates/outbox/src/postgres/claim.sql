@@ -1,5 +1,5 @@
--- Claims rows of one broker and lane: $1 broker, $2 lane, $3 most rows, $4 holder, $5 claim time in
--- milliseconds, $6 streams to pass over. Gives the rows claimed, and each stream of which not all that is
+-- Claims rows of one broker and priority (the column lane): $1 broker, $2 priority, $3 most rows, $4 holder, $5 claim
+-- time in milliseconds, $6 streams to pass over. Gives the rows claimed, and each stream of which not all that is
 -- due was: an earlier row is claimed by another relay, or not due.
 WITH due AS MATERIALIZED (
     SELECT m.position, m.stream

@@ -1,5 +1,5 @@
--- The due rows of one broker and lane, each with the first open row of its stream that is none of them:
--- ?1 broker, ?2 lane, ?3 now in milliseconds, ?4 most rows, ?5 streams to pass over (a JSON array).
+-- The due rows of one broker and priority (the column lane), each with the first open row of its stream that is none of them:
+-- ?1 broker, ?2 priority, ?3 now in milliseconds, ?4 most rows, ?5 streams to pass over (a JSON array).
 -- Read inside a write transaction, so nobody else claims meanwhile.
 WITH due AS MATERIALIZED (
     SELECT position, stream FROM hub_outbox_messages
