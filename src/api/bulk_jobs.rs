@@ -25,7 +25,7 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListQuery {
+struct BulkJobListQuery {
     /// Maximum number of entries, 1 to 1000. Default: 100
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -41,12 +41,12 @@ struct BulkJobList {
 /// List bulk jobs, newest first (scope `read`)
 ///
 /// The hub keeps the last 1,000 jobs for a week. A token that is bound to a tenant only sees that tenant's jobs.
-#[utoipa::path(get, path = "/v1/orders", tag = "orders", params(ListQuery),
+#[utoipa::path(get, path = "/v1/orders", tag = "orders", params(BulkJobListQuery),
     responses((status = 200, description = "The bulk jobs", body = BulkJobList), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    QueryParams(query): QueryParams<ListQuery>,
+    QueryParams(query): QueryParams<BulkJobListQuery>,
 ) -> Result<Response, Problem> {
     let orders = state.bulk_jobs.jobs(&caller, limit(query.limit)?).await?;
     Ok(Json(BulkJobList { orders }).into_response())

@@ -23,7 +23,7 @@ use crate::management::ManagementError;
 use crate::management::producer_outbox::{
     AdminSession, BatchRun, BrokerStatus, Row, RowCursor, RowDetails, RowSelection,
 };
-use conditions::{ListQuery, Listing, RowChange};
+use conditions::{Listing, OutboxListQuery, RowChange};
 
 /// Time after which a change of many rows starts no further batch and answers with a cursor: well below the time limit of a
 /// request, so that the last batch can finish.
@@ -76,7 +76,7 @@ struct OutboxMessagePage {
 ///
 /// There is one row per event and target broker, in order of insertion.
 #[utoipa::path(get, path = "/v1/outbox/messages", tag = "outbox",
-    params(ListQuery),
+    params(OutboxListQuery),
     responses((status = 200, description = "A page of rows", body = OutboxMessagePage), CommonProblems, NoOutboxProblem))]
 async fn list(
     FromState(state): FromState<State>,

@@ -50,7 +50,7 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListQuery {
+struct SubscriptionListQuery {
     /// Tenant. A token that is bound to a tenant can only list that tenant
     tenant: Option<String>,
     /// Event key that the subscription matches, such as `user.created`
@@ -87,12 +87,12 @@ fn read_cursor(text: &str) -> Result<SubscriptionRef, Problem> {
 }
 
 /// List subscriptions (scope `read`)
-#[utoipa::path(get, path = "/v1/subscriptions", tag = "subscriptions", params(ListQuery),
+#[utoipa::path(get, path = "/v1/subscriptions", tag = "subscriptions", params(SubscriptionListQuery),
     responses((status = 200, description = "A page of subscriptions", body = SubscriptionList), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    QueryParams(query): QueryParams<ListQuery>,
+    QueryParams(query): QueryParams<SubscriptionListQuery>,
 ) -> Result<Response, Problem> {
     let _permit = state.broad_reads.permit(caller.tenant()).await;
     let filter = SubscriptionFilter {

@@ -11,7 +11,7 @@ use super::error::{Answer, CliError};
 use super::manage;
 use super::output::{Printer, cell, warn};
 use crate::domain::duration;
-use crate::domain::trace::Step;
+use crate::domain::trace::TraceStep;
 use crate::domain::words::span;
 use crate::management::domain_names;
 use crate::management::traces::{TraceRequest, Traced};
@@ -131,7 +131,7 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
     Ok(Answer::Yes)
 }
 
-fn row(step: &Step) -> Vec<String> {
+fn row(step: &TraceStep) -> Vec<String> {
     vec![
         milliseconds(step.at),
         step.what.as_str().to_owned(),

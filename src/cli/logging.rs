@@ -78,24 +78,24 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
 }
 
 /// The filter of the log of a service, which can be changed while it runs.
-struct Filter {
+struct LogFilter {
     configured: String,
     replace: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
 }
 
-static FILTER: OnceLock<Filter> = OnceLock::new();
+static FILTER: OnceLock<LogFilter> = OnceLock::new();
 
 fn keep<S: Send + Sync + 'static>(configured: String, handle: reload::Handle<EnvFilter, S>) {
     let replace = Box::new(move |filter| handle.reload(filter));
     // As the log, the first one stays.
-    let _ = FILTER.set(Filter { configured, replace });
+    let _ = FILTER.set(LogFilter { configured, replace });
 }
 
 /// Changes the level of the log at each signal: all lines of the hub, or those of the settings. Never returns.
 pub(super) async fn follow(mut signals: LogSignals) {
     loop {
         let signal = signals.next().await;
-        let Some(Filter { configured, replace }) = FILTER.get() else { continue };
+        let Some(LogFilter { configured, replace }) = FILTER.get() else { continue };
         let filter = match signal {
             LogSignal::Debug => format!("{configured},{}", of_the_hub("debug")),
             LogSignal::Configured => configured.clone(),

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
-use crate::domain::dead_letter_room::Refusal;
+use crate::domain::dead_letter_room::DeadLetterRefusal;
 use crate::domain::words::rounded;
 
 /// The dead letters of a domain are refused.
 pub struct DeadLettersBlocked<'a> {
     /// The last one.
     pub error: &'a str,
-    pub refusal: Refusal,
+    pub refusal: DeadLetterRefusal,
     pub stream: &'a str,
 }
 

@@ -14,21 +14,21 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::domain::api_changes::{ApiChange, ApiChanges, ChangesLeftOut};
-use crate::domain::repeated_lines::{LeftOut, RepeatedLines, Thing, Turn};
+use crate::domain::repeated_lines::{LeftOut, LineDecision, RepeatedLines, Thing};
 use crate::domain::subscription::SubscriptionRef;
 use crate::nats::NatsError;
 use crate::sinks;
 
 /// A sentence of the log, and its level.
-type Kind = (Level, &'static str);
+type LineKind = (Level, &'static str);
 
 /// The kind of all lines that the silence of the server causes.
-const SERVER_SILENT: Kind = (Level::WARN, "the NATS server does not answer");
+const SERVER_SILENT: LineKind = (Level::WARN, "the NATS server does not answer");
 /// The default of `log.repeat_interval`, for programs that do not set it.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-static LINES: LazyLock<Mutex<RepeatedLines<Kind>>> =
+static LINES: LazyLock<Mutex<RepeatedLines<LineKind>>> =
     LazyLock::new(|| Mutex::new(RepeatedLines::new(DEFAULT_INTERVAL)));
 
 static CHANGES: LazyLock<Mutex<ApiChanges>> = LazyLock::new(|| Mutex::new(ApiChanges::new(DEFAULT_INTERVAL)));
@@ -37,7 +37,7 @@ fn changes() -> MutexGuard<'static, ApiChanges> {
     CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lines() -> MutexGuard<'static, RepeatedLines<Kind>> {
+fn lines() -> MutexGuard<'static, RepeatedLines<LineKind>> {
     LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -66,7 +66,7 @@ pub fn write_rest_of_left_out() {
     sinks::write_rest_of_left_out();
 }
 
-fn summarize(left_out: LeftOut<Kind>) {
+fn summarize(left_out: LeftOut<LineKind>) {
     let LeftOut { kind: (level, line), about, count: repeated } = left_out;
     let [domain, tenant, subscription, about] =
         about.each_ref().map(|text| Some(text.as_str()).filter(|text| !text.is_empty()));
@@ -149,7 +149,7 @@ fn is_server_silent(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// Decides about one line.
-pub(super) fn turn(level: Level, line: &'static str, about: About<'_>) -> Turn {
+pub(super) fn turn(level: Level, line: &'static str, about: About<'_>) -> LineDecision {
     let (kind, thing) = match about.server_silent {
         true => (SERVER_SILENT, Thing::default()),
         false => ((level, line), about.thing),
@@ -162,11 +162,11 @@ macro_rules! limited {
     ($level:ident $line:literal, $about:expr; $($fields:tt)+) => {
         if tracing::enabled!(tracing::Level::$level) {
             match $crate::facts::limited::turn(tracing::Level::$level, $line, $about) {
-                $crate::domain::repeated_lines::Turn::Write { left_out } => {
+                $crate::domain::repeated_lines::LineDecision::Write { left_out } => {
                     let repeated = Some(left_out).filter(|left_out| *left_out > 0);
                     tracing::event!(tracing::Level::$level, $($fields)+, repeated, $line);
                 }
-                $crate::domain::repeated_lines::Turn::LeaveOut => tracing::debug!($($fields)+, $line),
+                $crate::domain::repeated_lines::LineDecision::LeaveOut => tracing::debug!($($fields)+, $line),
             }
         }
     };

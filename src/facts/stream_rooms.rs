@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use super::limited::{About, limited};
-use crate::domain::stream_fill::{Fill, Kind};
+use crate::domain::stream_fill::{Fill, StreamKind};
 use crate::domain::words::rounded;
 
 /// A stream is nearly full.
 pub struct StreamNearlyFull<'a> {
     pub stream: &'a str,
     pub domain: Option<&'a str>,
-    pub kind: Kind,
+    pub kind: StreamKind,
     pub fill: &'a Fill,
 }
 
@@ -30,7 +30,7 @@ impl StreamNearlyFull<'_> {
 pub struct StreamFull<'a> {
     pub stream: &'a str,
     pub domain: Option<&'a str>,
-    pub kind: Kind,
+    pub kind: StreamKind,
     pub fill: &'a Fill,
 }
 

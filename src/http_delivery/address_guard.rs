@@ -40,8 +40,8 @@ impl GuardedResolver {
     }
 }
 
-/// An [`AddressRefused`] or an [`Unresolved`].
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// An [`AddressRefused`], an [`Unresolved`], or any other error of a connection.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Name> for GuardedResolver {
     type Response = std::vec::IntoIter<SocketAddr>;

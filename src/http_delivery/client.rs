@@ -28,7 +28,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::HttpConfig;
-use super::address_guard::GuardedResolver;
+use super::address_guard::{BoxError, GuardedResolver};
 use super::begun_answer::{BegunAnswer, ConnectionTasks, Outgoing, StatusLine};
 use super::meter::{Meter, Protocol};
 
@@ -148,8 +148,6 @@ impl Drop for Counted {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Uri> for Connector {
     type Response = TokioIo<Metered>;

@@ -33,7 +33,7 @@ pub enum TlsError {
 }
 
 /// A client certificate with its chain, and its key.
-struct Identity {
+struct ClientIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
@@ -45,7 +45,7 @@ pub(super) struct TlsOptions {
     roots: Option<Arc<[CertificateDer<'static>]>>,
     /// True if the system's roots are trusted too.
     with_system_roots: bool,
-    identity: Option<Arc<Identity>>,
+    identity: Option<Arc<ClientIdentity>>,
 }
 
 impl TlsOptions {
@@ -77,7 +77,7 @@ impl TlsOptions {
             Some(cert) => {
                 let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes());
                 let key = key.map_err(|_| TlsError::PrivateKey)?;
-                Some(Arc::new(Identity { chain: certificates(cert.as_str())?, key }))
+                Some(Arc::new(ClientIdentity { chain: certificates(cert.as_str())?, key }))
             }
             None => None,
         };

@@ -16,7 +16,7 @@ use crate::domain::event::{Event, Publication};
 use crate::domain::field_error::FieldError;
 use crate::domain::index::{EntryError, IndexEntry, SubscriptionIndex};
 use crate::domain::key::{EventKey, KeyPattern};
-use crate::domain::outcome::{Decision, Failure, decide, disables};
+use crate::domain::outcome::{DeliveryDecision, Failure, decide, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::subscription::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId,
@@ -154,14 +154,14 @@ impl Management {
         let statuses = subscription.delivery.clone().into_statuses();
         let policy = retry_policy(&self.settings);
         let decision = decide(&attempt.outcome, 1, &policy, &statuses, 0.5);
-        let accepted = decision == Decision::Ack;
+        let accepted = decision == DeliveryDecision::Ack;
         let a_delivery_would = match decision {
-            Decision::Ack => "be done",
-            Decision::Retry { .. } => "be tried again",
-            Decision::DeadLetter { .. } if disables(&attempt.outcome, &statuses) => {
+            DeliveryDecision::Ack => "be done",
+            DeliveryDecision::Retry { .. } => "be tried again",
+            DeliveryDecision::DeadLetter { .. } if disables(&attempt.outcome, &statuses) => {
                 "be dead-lettered, and the subscription disabled"
             }
-            Decision::DeadLetter { .. } => "be dead-lettered",
+            DeliveryDecision::DeadLetter { .. } => "be dead-lettered",
         };
         Ok(SampleAttempt {
             subscription: subscription.id.clone(),

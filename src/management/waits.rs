@@ -22,7 +22,7 @@ pub enum WaitReason {
 
 /// Envelopes of a subscription wait in a domain.
 #[derive(Debug, Clone, Serialize)]
-pub struct Wait {
+pub struct DeliveryWait {
     pub domain: String,
     pub reason: WaitReason,
     /// The end of the pause, or the next probe; null if it is not known when the wait ends.
@@ -35,7 +35,7 @@ pub struct Wait {
 impl Management {
     /// What the envelopes of an active subscription wait for, in the order of the domains, of which only those count whose
     /// events it selects.
-    pub async fn waits(&self, stored: &StoredSubscription) -> Result<Vec<Wait>, ManagementError> {
+    pub async fn waits(&self, stored: &StoredSubscription) -> Result<Vec<DeliveryWait>, ManagementError> {
         let selects = |patterns: &[KeyPattern]| {
             let events = &stored.subscription.events;
             patterns.iter().any(|pattern| events.iter().any(|event| event.overlaps(pattern)))
@@ -47,7 +47,7 @@ impl Management {
             if let Some(until) = paused {
                 // A pause this long means "until resumed".
                 let until = Some(until).filter(|until| *until < self.js.now() + UNTIL_RESUMED / 2);
-                waits.push(Wait {
+                waits.push(DeliveryWait {
                     domain: name(),
                     reason: WaitReason::DomainPaused,
                     until,
@@ -60,7 +60,7 @@ impl Management {
                 CircuitState::Open => WaitReason::CircuitOpen,
                 CircuitState::HalfOpen => WaitReason::CircuitHalfOpen,
             };
-            waits.push(Wait { domain: name(), reason, until: next_probe, last_error });
+            waits.push(DeliveryWait { domain: name(), reason, until: next_probe, last_error });
         }
         Ok(waits)
     }

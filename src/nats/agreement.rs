@@ -20,7 +20,8 @@ use super::error::NatsError;
 use super::stream_api::StreamInfo;
 use super::subjects::SubjectNames;
 use crate::domain::agreement::{
-    Bucket, Decision, KnownRegistry, Look, RegistryState, SettingsRecord, is_known, is_registry_id,
+    AgreementDecision, KnownRegistry, RecordsLook, RegistryBucket, RegistryState, SettingsRecord, is_known,
+    is_registry_id,
 };
 use crate::domain::shared_settings::{
     Difference, RecordedBy, RecordedSettings, SharedSettings, UnreadableRecord, in_one_line,
@@ -135,7 +136,7 @@ pub struct Looked {
     /// Why the registry cannot be used.
     pub registry: Option<NatsError>,
     pub agreement: Agreement,
-    pub(super) decision: Decision,
+    pub(super) decision: AgreementDecision,
     pub(super) records: Records,
 }
 
@@ -171,7 +172,7 @@ impl Looked {
 
     /// What this process is to record again; `None` if the records are right, or it cannot know them.
     pub fn damage(&self) -> Option<Damage> {
-        let Decision { write_settings, write_id, write_bucket, .. } = &self.decision;
+        let AgreementDecision { write_settings, write_id, write_bucket, .. } = &self.decision;
         let mut problems = Vec::new();
         if *write_settings {
             problems.push(match &self.agreement {
@@ -315,7 +316,7 @@ impl JetStream {
     /// from the bucket that a subscription does not exist calls this first.
     pub async fn check_registry(&self) -> Result<(), NatsError> {
         let records = self.read_records(&self.own_domains()).await?;
-        let Decision { registry, .. } = self.decide(&records);
+        let AgreementDecision { registry, .. } = self.decide(&records);
         self.take_note(&registry).map_or(Ok(()), Err)
     }
 
@@ -345,7 +346,7 @@ impl JetStream {
         self.shared().settings.get().map(SharedSettings::domains).unwrap_or_default()
     }
 
-    /// The events stream and the bucket of the registry, in the order that a [`Look`] requires.
+    /// The events stream and the bucket of the registry, in the order that a [`RecordsLook`] requires.
     pub(super) async fn read_records(&self, domains: &[&str]) -> Result<Records, NatsError> {
         let events = self.find_stream(&self.names().events_stream()).await?;
         let mut has_others = false;
@@ -362,7 +363,7 @@ impl JetStream {
     }
 
     /// What follows from these records.
-    pub(super) fn decide(&self, records: &Records) -> Decision {
+    pub(super) fn decide(&self, records: &Records) -> AgreementDecision {
         let events = records.events.as_ref();
         let own = self.shared().settings.get();
         let settings = match events.map_or(Ok(None), recorded_settings) {
@@ -375,7 +376,7 @@ impl JetStream {
             Err(_) => SettingsRecord::Damaged,
         };
         let known = self.shared().registry().clone();
-        let look = Look {
+        let look = RecordsLook {
             has_events: events.is_some(),
             has_others: records.has_others,
             settings,
@@ -407,8 +408,8 @@ pub(super) fn loss(state: &RegistryState, bucket: String) -> Option<NatsError> {
     }
 }
 
-fn as_bucket(info: &StreamInfo) -> Bucket<'_> {
-    Bucket {
+fn as_bucket(info: &StreamInfo) -> RegistryBucket<'_> {
+    RegistryBucket {
         created: &info.created,
         id: metadata(info, REGISTRY),
         accepted: metadata(info, ACCEPTED),

@@ -25,13 +25,13 @@ const AT_ONCE: usize = 1024;
 /// The acknowledgements of one reader that were sent lately. Cheap to clone; all clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Answers {
-    sent: Arc<Mutex<Sent>>,
+    sent: Arc<Mutex<SentAnswers>>,
 }
 
 /// The text of the subjects is in one buffer: an allocation for each answer, freed half a minute later, takes more time
 /// than the answer itself.
 #[derive(Debug, Default)]
-struct Sent {
+struct SentAnswers {
     answers: VecDeque<Answer>,
     /// The subjects of these, one after the other.
     subjects: VecDeque<u8>,
@@ -46,7 +46,7 @@ struct Answer {
     terminated: Option<&'static str>,
 }
 
-impl Sent {
+impl SentAnswers {
     fn push(&mut self, subject: &str, terminated: Option<&'static str>, now: Instant) {
         while self.answers.len() >= MOST
             || self.answers.front().is_some_and(|first| now.duration_since(first.at) > LATELY)
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_last_answers_are_kept_with_their_subjects() {
-        let mut sent = Sent::default();
+        let mut sent = SentAnswers::default();
         let now = Instant::now();
         let subject = |number: usize| format!("$JS.ACK.{}{number}", "x".repeat(number % 7));
         let reason = |number: usize| number.is_multiple_of(3).then_some("poison");
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn older_answers_are_forgotten() {
-        let mut sent = Sent::default();
+        let mut sent = SentAnswers::default();
         let now = Instant::now();
         sent.push("first", None, now);
         sent.push("", Some("poison"), now + LATELY);

@@ -11,11 +11,11 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::stream_api::StreamState;
 use super::subjects::{SHARED_LANE, lane_consumer, subscription_of_lane};
-use crate::domain::backlog::{Backlog, Look};
+use crate::domain::backlog::{Backlog, OutboxLook};
 
 impl JetStream {
     /// The backlogs of a domain: all, or that of one subscription, named by its token.
-    pub async fn backlogs(&self, domain: &str, subscription: Option<&str>) -> Result<Look, NatsError> {
+    pub async fn backlogs(&self, domain: &str, subscription: Option<&str>) -> Result<OutboxLook, NatsError> {
         #[derive(Deserialize)]
         struct Page {
             #[serde(default)]
@@ -26,7 +26,7 @@ impl JetStream {
         let stream = names.outbox_stream(domain);
         let filter = names.outbox(domain, "*", subscription.unwrap_or("*"));
         let mut found: HashMap<String, Backlog> = HashMap::new();
-        let (mut look, mut offset) = (Look::default(), 0);
+        let (mut look, mut offset) = (OutboxLook::default(), 0);
         loop {
             let request = json!({"subjects_filter": filter, "offset": offset});
             let page: Page = self.api(&format!("STREAM.INFO.{stream}"), &request).await?;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::registry::UnreadableRevision;
 use super::remedy::{self, about};
 use crate::domain::backlog::size::{beyond, exact};
-use crate::domain::dead_letter_room::Refusal;
+use crate::domain::dead_letter_room::DeadLetterRefusal;
 use crate::domain::shared_settings::UnreadableRecord;
 use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
@@ -150,7 +150,7 @@ pub enum NatsError {
     UnnamedSubscription { envelope: String },
     /// A dead letter was refused a moment ago; nothing was sent.
     #[error("dead letters of {domain} cannot be stored at the moment: {refusal}; {}", refusal.remedy())]
-    LettersRefused { domain: String, refusal: Refusal },
+    LettersRefused { domain: String, refusal: DeadLetterRefusal },
     /// The events stream exists, and the bucket of the registry does not.
     #[error(
         "{}: the subscription registry is missing, so events wait; restore it with `hub registry import --create-registry \

@@ -59,7 +59,7 @@ pub enum HoldStored {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Body {
+struct HoldBody {
     wait_ms: u64,
     #[serde(default)]
     held_ms: u64,
@@ -202,7 +202,7 @@ fn body(subject: &str, notice: &HoldNotice) -> Result<Vec<u8>, NatsError> {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let HoldNotice { subscription, wait, held_for, status, revision, process } = notice;
     let (wait_ms, held_ms) = (millis(*wait), millis(*held_for));
-    let body = Body {
+    let body = HoldBody {
         wait_ms,
         held_ms,
         status: *status,
@@ -215,7 +215,7 @@ fn body(subject: &str, notice: &HoldNotice) -> Result<Vec<u8>, NatsError> {
 
 fn read(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<HoldNotice> {
     let subscription = SubscriptionRef::from_token(names.parse_hold(subject)?)?;
-    let Body { wait_ms, held_ms, status, revision, incarnation, process } =
+    let HoldBody { wait_ms, held_ms, status, revision, incarnation, process } =
         serde_json::from_slice(payload).ok()?;
     Some(HoldNotice {
         subscription: Identity { subscription, incarnation },

@@ -14,7 +14,7 @@ use super::error::NatsError;
 use super::publish::header_map;
 use super::stream_api::StreamInfo;
 use super::subjects::SHARED_LANE;
-use crate::domain::dead_letter_room::{Change, LetterRoom, Refusal, StreamRoom};
+use crate::domain::dead_letter_room::{DeadLetterRefusal, DeadLetterRoomChange, LetterRoom, StreamRoom};
 
 /// Most domains with refusals; their number is that of the settings, but a stored dead letter can name any.
 const MOST: usize = 1_024;
@@ -46,14 +46,14 @@ impl NatsError {
     }
 
     /// Why a dead letter was refused; `None` if that has nothing to do with its stream, because the connection was lost.
-    fn refusal(&self) -> Option<Refusal> {
+    fn refusal(&self) -> Option<DeadLetterRefusal> {
         Some(match self {
-            Self::NoResponders { .. } => Refusal::Missing,
-            Self::Timeout { .. } | Self::Answer { .. } => Refusal::Unanswered,
-            error if error.is_full() => Refusal::Full,
-            error if error.is_out_of_resources() => Refusal::NoResources,
-            error if error.is_too_large() => Refusal::TooLarge,
-            Self::Api { .. } => Refusal::Other,
+            Self::NoResponders { .. } => DeadLetterRefusal::Missing,
+            Self::Timeout { .. } | Self::Answer { .. } => DeadLetterRefusal::Unanswered,
+            error if error.is_full() => DeadLetterRefusal::Full,
+            error if error.is_out_of_resources() => DeadLetterRefusal::NoResources,
+            error if error.is_too_large() => DeadLetterRefusal::TooLarge,
+            Self::Api { .. } => DeadLetterRefusal::Other,
             _ => return None,
         })
     }
@@ -165,7 +165,7 @@ impl JetStream {
     }
 
     /// What changed for the dead letters of a domain since the last look, with the last error.
-    pub async fn letter_room_change(&self, domain: &str) -> Option<(Change, String)> {
+    pub async fn letter_room_change(&self, domain: &str) -> Option<(DeadLetterRoomChange, String)> {
         if !self.letter_rooms().domains().contains_key(domain) {
             return None;
         }

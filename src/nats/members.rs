@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::subjects::SubjectNames;
-use crate::domain::allotment::{Announced, Demand, MOST_ANNOUNCED, MemberState, Notice};
+use crate::domain::allotment::{Announced, Demand, MOST_ANNOUNCED, MemberNotice, MemberState};
 use crate::facts::MemberNoticeIgnored;
 
 #[derive(Serialize, Deserialize)]
@@ -19,7 +19,7 @@ enum State {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Body {
+struct MemberBody {
     state: State,
     turn: u64,
     /// Of each subscription: its key, the demand for slots (0 for no demand) and for deliveries per second, and the
@@ -38,7 +38,7 @@ pub struct MemberNotices {
 
 impl JetStream {
     /// Publishes a notice to all listening processes, without an acknowledgement.
-    pub async fn publish_member_notice(&self, notice: &Notice) -> Result<(), NatsError> {
+    pub async fn publish_member_notice(&self, notice: &MemberNotice) -> Result<(), NatsError> {
         let subject = self.names().member(notice.member);
         let body = serde_json::to_vec(&to_body(notice))
             .map_err(|error| NatsError::encode(subject.as_str(), error))?;
@@ -60,7 +60,7 @@ impl JetStream {
 
 impl MemberNotices {
     /// Waits for the next valid notice; `None` when the connection is closed for good.
-    pub async fn next(&mut self) -> Option<Notice> {
+    pub async fn next(&mut self) -> Option<MemberNotice> {
         loop {
             let message = self.messages.next().await?;
             match read(&self.names, &message.subject, &message.payload) {
@@ -71,12 +71,12 @@ impl MemberNotices {
     }
 }
 
-fn to_body(notice: &Notice) -> Body {
+fn to_body(notice: &MemberNotice) -> MemberBody {
     let subscriptions = notice.announced.iter().map(|one| {
         let (slots, rate) = one.demand.map_or((0, 0), |demand| (demand.slots.max(1), demand.rate));
         (one.key, slots, rate, one.in_flight)
     });
-    Body {
+    MemberBody {
         state: match notice.state {
             MemberState::Delivering => State::Delivering,
             MemberState::Stopping => State::Stopping,
@@ -88,9 +88,9 @@ fn to_body(notice: &Notice) -> Body {
     }
 }
 
-fn read(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<Notice> {
+fn read(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<MemberNotice> {
     let member = names.parse_member(subject)?;
-    let Body { state, turn, subscriptions, more } = serde_json::from_slice(payload).ok()?;
+    let MemberBody { state, turn, subscriptions, more } = serde_json::from_slice(payload).ok()?;
     if subscriptions.len() > MOST_ANNOUNCED {
         return None;
     }
@@ -98,7 +98,7 @@ fn read(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<Notice> {
         let demand = (slots > 0).then_some(Demand { slots, rate });
         Announced { key, demand, in_flight }
     });
-    Some(Notice {
+    Some(MemberNotice {
         member,
         state: match state {
             State::Delivering => MemberState::Delivering,
@@ -120,7 +120,7 @@ mod tests {
     fn notices_round_trip() {
         let names = SubjectNames::new("hub");
         let announced = |demand| Announced { key: u64::MAX, demand, in_flight: 3 };
-        let notice = Notice {
+        let notice = MemberNotice {
             member: MemberId::new(0xab),
             state: MemberState::Stopping,
             turn: u64::MAX,

@@ -46,7 +46,7 @@ pub enum SettledNotice {
 
 /// A notice with its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Sent {
+struct SentNotice {
     /// When the outbox was created, in nanoseconds since 1970.
     outbox: i64,
     process: u64,
@@ -121,7 +121,7 @@ impl SettledNotices {
     pub async fn send(&self, notice: SettledNotice) -> Result<(), NatsError> {
         let (Some(outbox), process) = (self.outbox, self.process) else { return Ok(()) };
         let (subject, timeout) = (self.js.names().settled(&self.domain), self.js.request_timeout());
-        let sent = self.js.client().publish(subject.clone(), encode(&Sent { outbox, process, notice }));
+        let sent = self.js.client().publish(subject.clone(), encode(&SentNotice { outbox, process, notice }));
         match tokio::time::timeout(timeout, sent).await {
             Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
             Err(_) => Err(NatsError::timeout(subject, timeout)),
@@ -132,7 +132,7 @@ impl SettledNotices {
     pub async fn next(&mut self) -> (u64, SettledNotice) {
         while let Some(message) = self.received.next().await {
             match decode(&message.payload) {
-                Some(Sent { outbox, process, notice }) => {
+                Some(SentNotice { outbox, process, notice }) => {
                     if self.is_about(outbox).await {
                         return (process, notice);
                     }
@@ -153,7 +153,7 @@ impl SettledNotices {
 }
 
 /// A byte for the kind, the outbox, the process, and the entries, all in network byte order.
-fn encode(Sent { outbox, process, notice }: &Sent) -> Bytes {
+fn encode(SentNotice { outbox, process, notice }: &SentNotice) -> Bytes {
     let (kind, envelopes) = match notice {
         SettledNotice::Ask => (b'?', &[][..]),
         SettledNotice::Delivered { envelopes, is_last: false } => (b'+', &envelopes[..]),
@@ -172,7 +172,7 @@ fn encode(Sent { outbox, process, notice }: &Sent) -> Bytes {
     body.freeze()
 }
 
-fn decode(body: &[u8]) -> Option<Sent> {
+fn decode(body: &[u8]) -> Option<SentNotice> {
     let (kind, rest) = body.split_first()?;
     let (outbox, rest) = rest.split_first_chunk()?;
     let (process, rest) = rest.split_first_chunk()?;
@@ -187,7 +187,7 @@ fn decode(body: &[u8]) -> Option<Sent> {
         b'.' => SettledNotice::Delivered { envelopes: envelopes(), is_last: true },
         _ => return None,
     };
-    Some(Sent { outbox: i64::from_be_bytes(*outbox), process: u64::from_be_bytes(*process), notice })
+    Some(SentNotice { outbox: i64::from_be_bytes(*outbox), process: u64::from_be_bytes(*process), notice })
 }
 
 fn read(entry: &[u8; ENTRY]) -> Option<SettledEnvelope> {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn encoded(notice: SettledNotice) -> Bytes {
-        encode(&Sent { outbox: -3, process: u64::MAX - 1, notice })
+        encode(&SentNotice { outbox: -3, process: u64::MAX - 1, notice })
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
             SettledNotice::Delivered { envelopes, is_last: true },
         ] {
             let body = encoded(notice.clone());
-            assert_eq!(decode(&body), Some(Sent { outbox: -3, process: u64::MAX - 1, notice }));
+            assert_eq!(decode(&body), Some(SentNotice { outbox: -3, process: u64::MAX - 1, notice }));
         }
     }
 

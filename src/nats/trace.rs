@@ -19,7 +19,7 @@ use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::headers;
 use crate::domain::subscription::{SubscriptionRef, is_tenant};
 use crate::domain::token::tenant_of_token;
-use crate::domain::trace::{Findings, LastAttempt, Logged, PendingEnvelope, Rejected, Waiting};
+use crate::domain::trace::{Findings, LastAttempt, Logged, PendingEnvelope, Rejected, UnreadEvent};
 
 /// The event to trace, and where to look.
 #[derive(Debug, Clone)]
@@ -163,7 +163,7 @@ impl JetStream {
             if let Ok(event) = decode(&message, names.parse_event(&message.subject), &stream)
                 && event.id == query.event_id
             {
-                waiting.push(Waiting { at, key: event.key.as_str().to_owned(), tenant: event.tenant });
+                waiting.push(UnreadEvent { at, key: event.key.as_str().to_owned(), tenant: event.tenant });
             }
         })
         .await

@@ -2,11 +2,11 @@
 //! the committer of the domain. An event is acknowledged after its envelopes are committed, or after it is stored in
 //! the rejected stream with its reason.
 
-mod backlog;
 mod backlogs;
 mod committer;
 mod decoder;
 mod early;
+mod events_to_plan;
 mod in_order;
 mod leftovers;
 mod missing_lanes;
@@ -34,10 +34,10 @@ use crate::health::ReadyFlag;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::{Acker, Answers, ByteBudget, Heartbeat, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
-use backlog::Backlog;
 use backlogs::{Backlogs, QuotaSettings};
 use committer::Committer;
 use decoder::{Decode, Decoder};
+use events_to_plan::EventsToPlan;
 use in_order::{InOrder, Most};
 use leftovers::{Again, Sweep};
 use missing_lanes::MissingLanes;
@@ -85,7 +85,7 @@ async fn next(reader: &mut Reader, stops: bool) -> Result<Option<Read>, TaskErro
 }
 
 /// Waits for the planning in progress; forever if there is none.
-async fn ended(planning: &mut Option<Task<Backlog>>) -> Result<Backlog, TaskError> {
+async fn ended(planning: &mut Option<Task<EventsToPlan>>) -> Result<EventsToPlan, TaskError> {
     match planning {
         Some(planning) => planning.join().await,
         None => std::future::pending().await,
@@ -192,8 +192,8 @@ impl EventProcessor {
         });
         let mut waiting: VecDeque<Held> = VecDeque::new();
         // At most one planning at a time, which owns the backlog; meanwhile the next events are read.
-        let mut backlog = Backlog::default();
-        let mut planning: Option<Task<Backlog>> = None;
+        let mut backlog = EventsToPlan::default();
+        let mut planning: Option<Task<EventsToPlan>> = None;
         let mut in_planning: Vec<Acker> = Vec::new();
         let mut heartbeat = Heartbeat::follow(&js, stream, CONSUMER.to_owned(), ACK_WAIT);
         let (mut ends_at, mut is_read) = (None, false);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use time::format_description::well_known::Rfc3339;
 
-use crate::domain::dead_letter_room::Change;
+use crate::domain::dead_letter_room::DeadLetterRoomChange;
 use crate::facts::{DeadLettersBlocked, DeadLettersUnblocked, DomainMetrics, Metrics};
 use crate::health::Readiness;
 use crate::nats::JetStream;
@@ -56,7 +56,7 @@ impl LetterWatch {
         let Some((change, error)) = self.js.letter_room_change(domain).await else { return };
         let (stream, subject) = (self.js.names().dlt_stream(domain), format!("dead letters of {domain}"));
         match change {
-            Change::Began(refusal) => {
+            DeadLetterRoomChange::Began(refusal) => {
                 let now = self.js.now();
                 let since = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
                 let remedy = refusal.remedy();
@@ -65,7 +65,7 @@ impl LetterWatch {
                 self.readiness.note(subject, Some(note));
                 DeadLettersBlocked { error: &error, refusal, stream: &stream }.emit(metrics);
             }
-            Change::Ended { after } => {
+            DeadLetterRoomChange::Ended { after } => {
                 self.readiness.note(subject, None);
                 DeadLettersUnblocked { stream: &stream, after }.emit(metrics);
             }

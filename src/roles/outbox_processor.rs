@@ -146,7 +146,7 @@ impl OutboxProcessor {
         let followed = expiry.clone();
         tasks.droppable("the clock of the server", async move { followed.follow_clock().await });
         // The limits of a subscription apply to all domains and processes together.
-        let (members, sharing) = members::Exchange::new(self.js.clone(), self.settings.domains.len());
+        let (members, sharing) = members::MemberExchange::new(self.js.clone(), self.settings.domains.len());
         let joined = members.joined();
         tasks.graceful("the exchange of members", members.run(stop.clone()));
         tokio::select! {
@@ -172,7 +172,7 @@ impl OutboxProcessor {
                 log.clone(),
             )
             .within(self.settings.stream_parameters.duplicate_window);
-            let delivery = delivery::Delivery::new(
+            let delivery = delivery::EnvelopeDelivery::new(
                 self.js.clone(),
                 self.subscriptions.clone(),
                 delivery::Transports { http: self.http.clone(), brokers: self.brokers.clone() },

@@ -7,7 +7,7 @@ use krafka::auth::{AuthConfig, TlsConfig};
 use crate::support::external_broker::{
     Certificates, SHORT, assert_all, assert_unavailable, group, outgoing, publish_when_back,
 };
-use crate::support::kafka::Seen;
+use crate::support::kafka::KafkaRecord;
 use crate::support::{Direction, KafkaServer};
 
 fn options(url: &str) -> KafkaOptions {
@@ -24,11 +24,11 @@ fn security(certificates: &Certificates) -> AuthConfig {
     AuthConfig::ssl(TlsConfig::new().with_ca_cert(ca))
 }
 
-async fn read(server: &KafkaServer, topic: &str, count: usize) -> Vec<Seen> {
+async fn read(server: &KafkaServer, topic: &str, count: usize) -> Vec<KafkaRecord> {
     server.read(topic, |seen| seen.len() >= count).await
 }
 
-fn ids<'a>(seen: impl IntoIterator<Item = &'a Seen>) -> Vec<String> {
+fn ids<'a>(seen: impl IntoIterator<Item = &'a KafkaRecord>) -> Vec<String> {
     seen.into_iter().map(|record| record.id.clone()).collect()
 }
 
@@ -50,7 +50,7 @@ async fn each_record_arrives_in_the_order_of_its_key() {
     let seen = read(&server, "events", 160).await;
     assert_eq!(seen.len(), 160);
     for group in &groups {
-        let of_key: Vec<&Seen> = seen.iter().filter(|record| record.key == group[0].key).collect();
+        let of_key: Vec<&KafkaRecord> = seen.iter().filter(|record| record.key == group[0].key).collect();
         assert!(of_key.iter().all(|record| record.partition == of_key[0].partition), "one partition");
         assert_eq!(ids(of_key.iter().copied()), ids_of(group));
         assert_eq!(of_key[7].body.as_bytes(), &group[7].body[..]);

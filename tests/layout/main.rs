@@ -3,6 +3,7 @@
 mod contract;
 mod crates;
 mod facts;
+mod names;
 mod source;
 
 use std::collections::BTreeSet;

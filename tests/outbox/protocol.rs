@@ -3,7 +3,7 @@
 //! The steps of a row are those of the hub (`domain::producer_outbox::Status::after`); the steps of a relay between
 //! them are modelled after the role. Seeded bugs show that the checker finds them.
 
-use integration_hub::domain::producer_outbox::{Status, Step};
+use integration_hub::domain::producer_outbox::{RowStep, Status};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const RELAYS: usize = 2;
@@ -117,7 +117,7 @@ impl Protocol {
             let due = (row.claim.is_none() && !row.waiting) || row.expired;
             let stream = STREAMS[number];
             let in_order = !held_back.contains(&stream) || self.bug == Bug::ClaimOutOfOrder;
-            if row.status.after(Step::Claim { due }).is_some() && in_order {
+            if row.status.after(RowStep::Claim { due }).is_some() && in_order {
                 taken.push(number);
             } else if row.status.is_open() {
                 held_back.push(stream);
@@ -127,7 +127,7 @@ impl Protocol {
     }
 
     /// A step of the holder of a claim, as in the database: only if it still holds the claim.
-    fn step(&self, row: &mut Row, relay: usize, step: impl Fn(bool) -> Step) {
+    fn step(&self, row: &mut Row, relay: usize, step: impl Fn(bool) -> RowStep) {
         let held = row.claim == Some(Holder::Relay(relay)) || self.bug == Bug::MarkWithoutHolding;
         let next = match self.bug {
             // Overwrites the row in any state.
@@ -249,7 +249,7 @@ impl Model for Protocol {
             Action::Mark(number) => {
                 let relay = &mut state.relays[number];
                 let row = relay.to_mark.remove(0);
-                self.step(&mut state.rows[row], number, |held| Step::Publish { held });
+                self.step(&mut state.rows[row], number, |held| RowStep::Publish { held });
             }
             Action::WriteFailure(number) => {
                 let relay = &mut state.relays[number];
@@ -263,10 +263,10 @@ impl Model for Protocol {
                 self.step(
                     row,
                     number,
-                    |held| if last { Step::Abandon { held } } else { Step::Fail { held } },
+                    |held| if last { RowStep::Abandon { held } } else { RowStep::Fail { held } },
                 );
                 for row in given_back {
-                    self.step(&mut state.rows[row], number, |held| Step::Release { held });
+                    self.step(&mut state.rows[row], number, |held| RowStep::Release { held });
                 }
             }
             Action::Crash(number) => {

@@ -7,7 +7,7 @@ use hub_outbox::{
     ClaimRequest, FailedAttempt, GivenUp, Retention, Row, RowCursor, RowSelection, Store, StoreError,
     StoreOptions,
 };
-use integration_hub::domain::producer_outbox::{Priority, RaisedEvent, Status, Step};
+use integration_hub::domain::producer_outbox::{Priority, RaisedEvent, RowStep, Status};
 use serde_json::json;
 
 use crate::support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, on_both, positions};
@@ -71,18 +71,18 @@ async fn commit_writes_and_rollback_leaves_nothing(database: &TestDatabase) {
 async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let steps = [
-        Step::Claim { due: true },
-        Step::Claim { due: false },
-        Step::Publish { held: true },
-        Step::Publish { held: false },
-        Step::Fail { held: true },
-        Step::Fail { held: false },
-        Step::Abandon { held: true },
-        Step::Abandon { held: false },
-        Step::Release { held: true },
-        Step::Release { held: false },
-        Step::Retry,
-        Step::Discard,
+        RowStep::Claim { due: true },
+        RowStep::Claim { due: false },
+        RowStep::Publish { held: true },
+        RowStep::Publish { held: false },
+        RowStep::Fail { held: true },
+        RowStep::Fail { held: false },
+        RowStep::Abandon { held: true },
+        RowStep::Abandon { held: false },
+        RowStep::Release { held: true },
+        RowStep::Release { held: false },
+        RowStep::Retry,
+        RowStep::Discard,
     ];
     for from in Status::ALL {
         for step in steps {
@@ -104,7 +104,7 @@ async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
                 }
             };
             assert_eq!(row().await.status, from);
-            if let Step::Claim { due } = step {
+            if let RowStep::Claim { due } = step {
                 let later = if matches!(database, TestDatabase::Sqlite { .. }) {
                     "9000000000000"
                 } else {
@@ -122,20 +122,22 @@ async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
             }
             let holder = |held| if held { "one" } else { "another" };
             let changed = match step {
-                Step::Claim { .. } => claim(&store, "heir", 10).await.len() as u64,
-                Step::Publish { held } => {
+                RowStep::Claim { .. } => claim(&store, "heir", 10).await.len() as u64,
+                RowStep::Publish { held } => {
                     store.mark_published("internal", holder(held), &[position]).await.unwrap()
                 }
-                Step::Fail { held } => {
+                RowStep::Fail { held } => {
                     store.fail("internal", holder(held), &[failed(position, LATER)]).await.unwrap()
                 }
-                Step::Abandon { held } => {
+                RowStep::Abandon { held } => {
                     let row = GivenUp { position, reason: "because".to_owned() };
                     store.abandon("internal", holder(held), &[row]).await.unwrap()
                 }
-                Step::Release { held } => store.release("internal", holder(held), &[position]).await.unwrap(),
-                Step::Retry => store.retry(&selection, &RowCursor::default(), 10).await.unwrap().changed,
-                Step::Discard => {
+                RowStep::Release { held } => {
+                    store.release("internal", holder(held), &[position]).await.unwrap()
+                }
+                RowStep::Retry => store.retry(&selection, &RowCursor::default(), 10).await.unwrap().changed,
+                RowStep::Discard => {
                     store.discard(&selection, "by hand", &RowCursor::default(), 10).await.unwrap().changed
                 }
             };

@@ -37,12 +37,12 @@ const HEADERS: usize = 64;
 /// Runs until it is dropped.
 pub(crate) struct CountingReceiver {
     url: Url,
-    shared: Arc<Shared>,
+    shared: Arc<SharedTally>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct SharedTally {
     tally: Mutex<Tally>,
     /// The number of distinct ids to wait for, and whether they have arrived.
     wanted: watch::Sender<Wanted>,
@@ -54,7 +54,7 @@ struct Wanted {
     arrived: bool,
 }
 
-impl Shared {
+impl SharedTally {
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +85,7 @@ impl CountingReceiver {
             TcpListener::from_std(listener).map_err(BenchError::Receiver)?
         };
         let wanted = watch::Sender::new(Wanted { count: usize::MAX, arrived: false });
-        let shared = Arc::new(Shared { tally: Mutex::default(), wanted });
+        let shared = Arc::new(SharedTally { tally: Mutex::default(), wanted });
         let stop = CancellationToken::new();
         let (connections, stopped) = (shared.clone(), stop.clone());
         let thread = std::thread::Builder::new()
@@ -155,7 +155,7 @@ fn url_of(address: SocketAddr) -> Url {
     format!("http://{address}/").parse().expect("an address makes a URL")
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+async fn serve(mut stream: TcpStream, shared: Arc<SharedTally>) {
     let mut held = Vec::with_capacity(READ);
     let mut answers = Vec::new();
     loop {

@@ -4,7 +4,7 @@
 //! waiting.
 
 use super::SyncMode;
-use super::drain::{Drained, drain, plain, rig, with_credentials};
+use super::drain::{OutboxDrain, drain, plain, rig, with_credentials};
 use super::error::BenchError;
 use super::report::{Figure, Goal, Measure, Unit};
 use super::statistics::{middle, ratio};
@@ -34,8 +34,8 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
         .collect();
     let end = |pick: fn(f64, f64) -> f64| kept.iter().copied().reduce(pick).unwrap_or(0.0);
     let middle_kept = middle(&kept);
-    let rate = |drained: &[Drained]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
-    let hub = |drained: &[Drained]| {
+    let rate = |drained: &[OutboxDrain]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
+    let hub = |drained: &[OutboxDrain]| {
         middle(&drained.iter().filter_map(|one| one.processor).map(|one| one.hub).collect::<Vec<_>>())
     };
     let measures = vec![
@@ -65,7 +65,7 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
 }
 
 /// Drains one outbox, and checks that the deliveries had the expected credentials.
-async fn once(sync: SyncMode, messages: u64, credentials: bool) -> Result<Drained, BenchError> {
+async fn once(sync: SyncMode, messages: u64, credentials: bool) -> Result<OutboxDrain, BenchError> {
     let rig = rig(sync, messages).await?;
     let subscriptions = if credentials { with_credentials(&rig)? } else { plain(&rig)? };
     let drained = drain(&rig, "o", sync, messages, &subscriptions, &[]).await?;

@@ -2,7 +2,7 @@
 //! turns, so that other load on the machine affects both.
 
 use super::SyncMode;
-use super::drain::{Drained, drain, plain, rig};
+use super::drain::{OutboxDrain, drain, plain, rig};
 use super::error::BenchError;
 use super::report::{Figure, Goal, Measure, Unit};
 use super::statistics::{middle, ratio};
@@ -32,7 +32,7 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
             return Err(BenchError::Answer { what: "the delivery log", text });
         }
     }
-    let rate = |drained: &[Drained]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
+    let rate = |drained: &[OutboxDrain]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
     let (all, none) = (rate(&all), rate(&none));
     let kept = ratio(all, none).unwrap_or(0.0);
     let logged = Measure::new("every attempt logged", all, Unit::DeliveriesPerSecond, None)
@@ -49,7 +49,7 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
     })
 }
 
-async fn once(sync: SyncMode, messages: u64, choice: &str) -> Result<Drained, BenchError> {
+async fn once(sync: SyncMode, messages: u64, choice: &str) -> Result<OutboxDrain, BenchError> {
     let rig = rig(sync, messages).await?;
     let drained =
         drain(&rig, "l", sync, messages, &plain(&rig)?, &[&format!("delivery.log={choice}")]).await?;

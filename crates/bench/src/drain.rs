@@ -16,7 +16,7 @@ const SUBSCRIPTIONS: usize = 10;
 pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError> {
     let rig = rig(sync, messages).await?;
     let bare = rig.bare_loop(total(messages)).await?;
-    let Drained { rate, settled_rate, arrivals, still_owed, processor, .. } =
+    let OutboxDrain { rate, settled_rate, arrivals, still_owed, processor, .. } =
         drain(&rig, "a", sync, messages, &plain(&rig)?, &[]).await?;
     rig.stop().await?;
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
@@ -40,7 +40,7 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
 }
 
 /// The result of draining one outbox.
-pub(crate) struct Drained {
+pub(crate) struct OutboxDrain {
     /// Deliveries per second, from the first arrival to the last.
     pub(crate) rate: f64,
     /// The rate until every acknowledgement is stored.
@@ -85,7 +85,7 @@ pub(crate) async fn drain(
     messages: u64,
     subscriptions: &[Subscription],
     set: &[&str],
-) -> Result<Drained, BenchError> {
+) -> Result<OutboxDrain, BenchError> {
     let (events, total) = (messages.tenth(), total(messages));
     register(&rig.js, subscriptions, |_| {}).await?;
     let loading = bar(total, format!("({figure}) sync {}: filling the outbox", sync.name()));
@@ -112,5 +112,5 @@ pub(crate) async fn drain(
         (arrivals, rate.unwrap_or(0.0), per_second(emptied, settled.at.saturating_duration_since(first)))
     };
     let logged = rig.js.attempts_logged().await?;
-    Ok(Drained { rate, settled_rate, arrivals, still_owed: settled.still_owed, processor, logged })
+    Ok(OutboxDrain { rate, settled_rate, arrivals, still_owed: settled.still_owed, processor, logged })
 }

@@ -70,7 +70,7 @@ struct CommandLine {
     #[arg(long, short, global = true)]
     verbose: bool,
     #[command(flatten)]
-    figures: Options,
+    figures: FigureOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -83,7 +83,7 @@ enum Format {
 }
 
 #[derive(Debug, Args)]
-struct Options {
+struct FigureOptions {
     /// Figures to measure. a: drain a preloaded outbox; b: end to end with a fan-out of 10; c: latency; d: memory;
     /// l: drain with every attempt logged, and with none logged; o: drain with OAuth2 and signatures, and with neither,
     /// in pairs; r: time until a change of a subscription is in effect in three replicas; s: time from start to ready
@@ -106,9 +106,9 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Measure the producer outbox: PostgreSQL through the relay to NATS and Redis
-    Outbox(outbox::Options),
+    Outbox(outbox::OutboxOptions),
     /// Measure what healthy subscriptions keep while other endpoints misbehave
-    Isolation(isolation::Options),
+    Isolation(isolation::IsolationOptions),
     /// Run the bare HTTP client loop
     #[command(hide = true)]
     BareLoop {
@@ -270,7 +270,7 @@ impl Figures {
     }
 }
 
-async fn measure(options: Options, figures: &mut Figures) -> Result<(), BenchError> {
+async fn measure(options: FigureOptions, figures: &mut Figures) -> Result<(), BenchError> {
     let modes: &[SyncMode] = match options.sync {
         SyncChoice::Default => &[SyncMode::Default],
         SyncChoice::Always => &[SyncMode::Always],

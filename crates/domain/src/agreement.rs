@@ -26,7 +26,7 @@ pub enum SettingsRecord {
 
 /// The bucket of the registry, as it is now.
 #[derive(Debug, Clone, Copy)]
-pub struct Bucket<'a> {
+pub struct RegistryBucket<'a> {
     /// Its creation time, which nobody can edit.
     pub created: &'a str,
     /// The id in its metadata.
@@ -47,7 +47,7 @@ pub struct KnownRegistry {
 
 /// What one look has found. The bucket is read last, because provisioning creates it first.
 #[derive(Debug, Clone, Copy)]
-pub struct Look<'a> {
+pub struct RecordsLook<'a> {
     /// Whether the events stream exists.
     pub has_events: bool,
     /// Whether another stream or bucket of the hub exists. It counts only if the events stream does not.
@@ -55,7 +55,7 @@ pub struct Look<'a> {
     pub settings: SettingsRecord,
     /// The recorded id of the registry.
     pub id: Option<&'a str>,
-    pub bucket: Option<Bucket<'a>>,
+    pub bucket: Option<RegistryBucket<'a>>,
     /// The registry that this process worked with until now; `None` at its start.
     pub known: Option<&'a KnownRegistry>,
     /// Whether this process worked with its settings until now.
@@ -78,7 +78,7 @@ pub enum RegistryState {
 
 /// What a process does after a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
+pub struct AgreementDecision {
     pub registry: RegistryState,
     /// It takes work, and makes deleted streams and consumers again. Damage alone changes nothing.
     pub works: bool,
@@ -90,7 +90,7 @@ pub struct Decision {
     pub write_bucket: Option<String>,
 }
 
-impl Decision {
+impl AgreementDecision {
     /// Whether something is to be recorded again.
     pub fn writes(&self) -> bool {
         self.write_settings || self.write_id.is_some() || self.write_bucket.is_some()
@@ -102,7 +102,7 @@ pub fn is_registry_id(text: &str) -> bool {
     text.len() <= LONGEST_ID && OffsetDateTime::parse(text, &Rfc3339).is_ok()
 }
 
-impl Bucket<'_> {
+impl RegistryBucket<'_> {
     fn is(&self, id: &str) -> bool {
         // An empty bucket with a copied configuration has the id, but not the creation time. The recorded bucket has the
         // creation time, whatever somebody did to its configuration.
@@ -120,12 +120,12 @@ impl Bucket<'_> {
 }
 
 /// Whether a bucket is the registry that a process knows.
-pub fn is_known(bucket: &Bucket<'_>, known: &KnownRegistry) -> bool {
+pub fn is_known(bucket: &RegistryBucket<'_>, known: &KnownRegistry) -> bool {
     bucket.created == known.created || bucket.is(&known.id)
 }
 
-impl Look<'_> {
-    pub fn decide(&self) -> Decision {
+impl RecordsLook<'_> {
+    pub fn decide(&self) -> AgreementDecision {
         let registry = self.registry();
         let works = match self.settings {
             SettingsRecord::Agrees => true,
@@ -134,7 +134,7 @@ impl Look<'_> {
             SettingsRecord::Missing | SettingsRecord::Damaged => self.at_work,
         };
         let mut decision =
-            Decision { registry, works, write_settings: false, write_id: None, write_bucket: None };
+            AgreementDecision { registry, works, write_settings: false, write_id: None, write_bucket: None };
         if works && self.has_events {
             self.mend(&mut decision);
         }
@@ -167,7 +167,7 @@ impl Look<'_> {
     }
 
     /// The bucket, if no id is recorded and this process starts.
-    fn unrecorded(&self, bucket: &Bucket<'_>) -> RegistryState {
+    fn unrecorded(&self, bucket: &RegistryBucket<'_>) -> RegistryState {
         let own = bucket.id.filter(|id| is_registry_id(id));
         let nothing_recorded = self.settings == SettingsRecord::Missing;
         match own {
@@ -192,7 +192,7 @@ impl Look<'_> {
     }
 
     /// Decides what is recorded again: what is missing or damaged, and known for certain.
-    fn mend(&self, decision: &mut Decision) {
+    fn mend(&self, decision: &mut AgreementDecision) {
         match &decision.registry {
             RegistryState::Present(registry) => {
                 let id = &registry.id;

@@ -25,11 +25,11 @@ mod state;
 mod tests;
 
 pub use division::Demand;
-pub use members::{Announced, BEAT, MemberId, MemberState, Notice};
+pub use members::{Announced, BEAT, MemberId, MemberNotice, MemberState};
 pub use shared::{SharedAllotments, Sharer, Wake};
 
 use members::Members;
-use state::State;
+use state::AllotmentState;
 
 /// Most subscriptions in a notice; those beyond are announced together.
 pub const MOST_ANNOUNCED: usize = 1000;
@@ -71,7 +71,7 @@ pub(crate) struct Refused {
 #[derive(Debug)]
 pub(crate) struct Allotments {
     members: Members,
-    states: HashMap<Identity, State, RandomState>,
+    states: HashMap<Identity, AllotmentState, RandomState>,
     /// For each pool the subscriptions for which it is the next.
     freed: Vec<HashSet<Identity>>,
     /// Pools to wake.
@@ -111,14 +111,14 @@ impl Allotments {
         }
         if !self.states.contains_key(id) {
             let since = self.members.joined_others();
-            self.states.insert(id.clone(), State::new(key(id), limits, since, &self.members, now));
+            self.states.insert(id.clone(), AllotmentState::new(key(id), limits, since, &self.members, now));
         }
         let state = self.states.get_mut(id).expect("it was inserted");
         state.set_limits(limits, now);
         state.refresh(&self.members, now);
         match state.take(pool, now) {
-            state::Answer::Taken => Ok(()),
-            state::Answer::Refused(refused, kept_for) => {
+            state::TakeAnswer::Taken => Ok(()),
+            state::TakeAnswer::Refused(refused, kept_for) => {
                 if let Some(first) = kept_for {
                     self.freed[first].insert(id.clone());
                     self.to_wake.push(first);
@@ -174,18 +174,18 @@ impl Allotments {
     }
 
     /// The regular notice, every [`BEAT`].
-    pub(crate) fn beat(&mut self, now: Duration) -> Notice {
+    pub(crate) fn beat(&mut self, now: Duration) -> MemberNotice {
         let turn = self.members.next_turn();
         let mut notice = self.notice(now);
         notice.turn = turn;
-        self.states.values_mut().for_each(State::next_window);
+        self.states.values_mut().for_each(AllotmentState::next_window);
         let over = self.states.len() > MOST_REMEMBERED;
         self.states.retain(|_, state| !state.may_be_forgotten(over, now));
         notice
     }
 
     /// A notice between two regular ones, if the others should learn of a change.
-    pub(crate) fn urgent_notice(&mut self, now: Duration) -> Option<Notice> {
+    pub(crate) fn urgent_notice(&mut self, now: Duration) -> Option<MemberNotice> {
         if !self.members.are_several() {
             self.urgent = false;
             return None;
@@ -206,7 +206,7 @@ impl Allotments {
         urgent.then(|| self.notice(now))
     }
 
-    fn notice(&mut self, now: Duration) -> Notice {
+    fn notice(&mut self, now: Duration) -> MemberNotice {
         self.urgent = false;
         let mut announced = Vec::new();
         let several = self.members.are_several();
@@ -222,12 +222,12 @@ impl Allotments {
         announced.truncate(MOST_ANNOUNCED);
         self.announced = announced.iter().map(|one| (one.key, one.in_flight)).collect();
         let state = if self.stopping { MemberState::Stopping } else { MemberState::Delivering };
-        Notice { member: self.members.me(), state, turn: self.members.turn(), announced, more }
+        MemberNotice { member: self.members.me(), state, turn: self.members.turn(), announced, more }
     }
 
     /// The last notice of this process.
-    pub(crate) fn goodbye(&self) -> Notice {
-        Notice {
+    pub(crate) fn goodbye(&self) -> MemberNotice {
+        MemberNotice {
             member: self.members.me(),
             state: MemberState::Gone,
             turn: self.members.turn(),
@@ -237,7 +237,7 @@ impl Allotments {
     }
 
     /// A notice of any process, this one included.
-    pub(crate) fn hear(&mut self, notice: &Notice, now: Duration) {
+    pub(crate) fn hear(&mut self, notice: &MemberNotice, now: Duration) {
         // A new process waits for the answers.
         self.urgent |= self.members.hear(notice, now);
     }
@@ -252,11 +252,11 @@ fn key(id: &Identity) -> u64 {
 
 /// A pool that was refused.
 #[derive(Debug, Clone, Copy)]
-struct Waiting {
+struct RefusedPool {
     pool: Pool,
     /// It asks again by this time, or it has nothing to deliver any more.
     asks_by: Duration,
 }
 
 /// Pools that wait, the next one first.
-type Line = VecDeque<Waiting>;
+type Line = VecDeque<RefusedPool>;

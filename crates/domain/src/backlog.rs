@@ -13,7 +13,7 @@ mod own_lane;
 pub mod size;
 
 pub use excess::{PATIENCE, Unstored};
-pub use ledger::{Backlog, Decision, Ledger, Look, Notice};
+pub use ledger::{Backlog, BacklogNotice, Ledger, OutboxLook, QuotaDecision};
 pub use limits::{BacklogLimits, Exceeded, Usage};
 pub use own_lane::{LEASE, OwnLane};
 

@@ -109,7 +109,7 @@ struct Run {
 
 /// A circuit whose state another process changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum CircuitChange {
     /// It is open or half-open: its waiting envelopes move to the lane.
     Tripped(Identity),
     Closed(Identity),
@@ -191,13 +191,13 @@ impl Circuits {
         complete: bool,
         asked: Duration,
         now: Duration,
-    ) -> Vec<Change> {
+    ) -> Vec<CircuitChange> {
         let mut changes = Vec::new();
         for subscription in found {
             let outdated = self.closed.get(subscription).is_some_and(|closed| *closed >= asked);
             if !outdated && !self.is_tripped(subscription) {
                 self.opened(subscription, now);
-                changes.push(Change::Tripped(subscription.clone()));
+                changes.push(CircuitChange::Tripped(subscription.clone()));
             }
         }
         let gone: Vec<Identity> = self
@@ -208,7 +208,7 @@ impl Circuits {
             .collect();
         for subscription in gone {
             self.closed(&subscription, now);
-            changes.push(Change::Closed(subscription));
+            changes.push(CircuitChange::Closed(subscription));
         }
         self.closed.retain(|_, closed| *closed >= asked);
         changes

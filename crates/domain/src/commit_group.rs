@@ -23,7 +23,7 @@ impl Load {
 
 /// What an outbox, and one atomic batch, can hold. `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct OutboxCapacity {
     /// Envelopes of one atomic batch.
     pub batch: usize,
     /// Bytes of one atomic batch.
@@ -36,7 +36,7 @@ pub struct Room {
 
 /// What becomes of an event that the outbox refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AfterRefusal {
     /// One of its envelopes can never be stored: the event is planned again, which sets that envelope aside.
     TooLarge,
     /// It is written in parts.
@@ -48,7 +48,7 @@ pub enum Refusal {
 /// Parts of an event in an outbox: a part takes at most this share, so that the next part fits beside it.
 const PARTS_OF_AN_OUTBOX: usize = 4;
 
-impl Room {
+impl OutboxCapacity {
     /// The largest envelope that can ever be stored.
     pub fn largest(&self) -> usize {
         let limits = [self.max_bytes, self.max_msg_size];
@@ -85,14 +85,14 @@ impl Room {
     }
 
     /// What becomes of an event that the outbox refused when it was written alone. `is_empty`: nothing is in the outbox.
-    pub fn refusal(&self, largest: usize, load: Load, is_empty: bool) -> Refusal {
+    pub fn refusal(&self, largest: usize, load: Load, is_empty: bool) -> AfterRefusal {
         if largest > self.largest() {
-            Refusal::TooLarge
+            AfterRefusal::TooLarge
         } else if !self.is_one_batch(load) || (is_empty && load.count > 1) {
             // An empty outbox that refuses it will not have more room later.
-            Refusal::InParts
+            AfterRefusal::InParts
         } else {
-            Refusal::Waits
+            AfterRefusal::Waits
         }
     }
 }
@@ -110,8 +110,13 @@ mod tests {
 
     use super::*;
 
-    const ROOM: Room =
-        Room { batch: 1_000, batch_bytes: 1_000_000, max_bytes: None, max_msgs: None, max_msg_size: None };
+    const ROOM: OutboxCapacity = OutboxCapacity {
+        batch: 1_000,
+        batch_bytes: 1_000_000,
+        max_bytes: None,
+        max_msgs: None,
+        max_msg_size: None,
+    };
 
     fn load(count: usize, bytes: usize) -> Load {
         Load { count, bytes }
@@ -123,7 +128,7 @@ mod tests {
         assert!(ROOM.takes(load(1, 50), load(1, 50), 100));
         assert!(!ROOM.takes(load(1, 50), load(1, 51), 100));
         assert!(!ROOM.takes(load(1, 1), load(1_000, 1), 100));
-        let small = Room { max_msgs: Some(3), max_bytes: Some(90), ..ROOM };
+        let small = OutboxCapacity { max_msgs: Some(3), max_bytes: Some(90), ..ROOM };
         assert!(small.takes(load(1, 10), load(2, 20), 100));
         assert!(!small.takes(load(1, 10), load(3, 20), 100));
         assert!(!small.takes(load(1, 50), load(1, 41), 100));
@@ -131,23 +136,23 @@ mod tests {
 
     #[test]
     fn what_is_refused_waits_only_if_it_fits_later() {
-        let room = Room { max_bytes: Some(1_000), max_msg_size: Some(500), ..ROOM };
+        let room = OutboxCapacity { max_bytes: Some(1_000), max_msg_size: Some(500), ..ROOM };
         assert_eq!(room.largest(), 500);
-        assert_eq!(room.refusal(501, load(1, 501), false), Refusal::TooLarge);
-        assert_eq!(room.refusal(400, load(2, 800), false), Refusal::Waits);
-        assert_eq!(room.refusal(400, load(3, 1_200), false), Refusal::InParts);
-        assert_eq!(room.refusal(4, load(1_001, 4_004), false), Refusal::InParts);
+        assert_eq!(room.refusal(501, load(1, 501), false), AfterRefusal::TooLarge);
+        assert_eq!(room.refusal(400, load(2, 800), false), AfterRefusal::Waits);
+        assert_eq!(room.refusal(400, load(3, 1_200), false), AfterRefusal::InParts);
+        assert_eq!(room.refusal(4, load(1_001, 4_004), false), AfterRefusal::InParts);
         // Never forever in front of an empty outbox; one envelope cannot be divided.
-        assert_eq!(room.refusal(400, load(2, 800), true), Refusal::InParts);
-        assert_eq!(room.refusal(400, load(1, 400), true), Refusal::Waits);
+        assert_eq!(room.refusal(400, load(2, 800), true), AfterRefusal::InParts);
+        assert_eq!(room.refusal(400, load(1, 400), true), AfterRefusal::Waits);
         assert_eq!(ROOM.largest(), usize::MAX);
     }
 
     #[test]
     fn an_event_of_84_mb_and_an_outbox_of_64_mb() {
         let (size, all) = (800_000, 105);
-        let room = Room { batch_bytes: 64 << 20, max_bytes: Some(64 << 20), ..ROOM };
-        assert_eq!(room.refusal(size, load(all, size * all), true), Refusal::InParts);
+        let room = OutboxCapacity { batch_bytes: 64 << 20, max_bytes: Some(64 << 20), ..ROOM };
+        assert_eq!(room.refusal(size, load(all, size * all), true), AfterRefusal::InParts);
         let mut left = all;
         while left > 0 {
             let part = room.part(std::iter::repeat_n(size, left), usize::MAX, 8 << 20);
@@ -172,7 +177,7 @@ mod tests {
             max_msgs in prop::option::of(0usize..100),
             most in 1usize..400,
         ) {
-            let room = Room { batch, batch_bytes: 20_000, max_bytes, max_msgs, max_msg_size: None };
+            let room = OutboxCapacity { batch, batch_bytes: 20_000, max_bytes, max_msgs, max_msg_size: None };
             let mut done = 0;
             while done < sizes.len() {
                 let part = room.part(sizes[done..].iter().copied(), most, 10_000);

@@ -35,7 +35,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Why a dead letter was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum DeadLetterRefusal {
     /// The stream is full.
     Full,
     /// The server or the account has no room.
@@ -49,7 +49,7 @@ pub enum Refusal {
     Other,
 }
 
-impl Refusal {
+impl DeadLetterRefusal {
     /// What an operator can do.
     pub fn remedy(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for DeadLetterRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full => "the dead-letter stream is full",
@@ -94,9 +94,9 @@ impl StreamRoom {
 
 /// What changes for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum DeadLetterRoomChange {
     /// Dead letters are refused.
-    Began(Refusal),
+    Began(DeadLetterRefusal),
     /// They are stored again, after this time.
     Ended { after: Duration },
 }
@@ -111,7 +111,7 @@ pub struct LetterRoom {
 struct Refusing {
     since: Duration,
     /// The last refusal, and when it was.
-    refusal: Refusal,
+    refusal: DeadLetterRefusal,
     last: Duration,
     /// No dead letter is tried before.
     until: Duration,
@@ -128,11 +128,12 @@ struct Refusing {
 
 impl LetterRoom {
     /// Whether a dead letter of this size may be stored now; otherwise why not.
-    pub fn may_try(&self, size: u64, now: Duration) -> Result<(), Refusal> {
+    pub fn may_try(&self, size: u64, now: Duration) -> Result<(), DeadLetterRefusal> {
         match &self.refusing {
-            Some(state) if now < state.silent_until => Err(Refusal::Unanswered),
+            Some(state) if now < state.silent_until => Err(DeadLetterRefusal::Unanswered),
             Some(state)
-                if now < state.until && (state.refusal != Refusal::Full || size >= state.smallest) =>
+                if now < state.until
+                    && (state.refusal != DeadLetterRefusal::Full || size >= state.smallest) =>
             {
                 Err(state.refusal)
             }
@@ -141,7 +142,7 @@ impl LetterRoom {
     }
 
     /// A dead letter was refused.
-    pub fn refused(&mut self, refusal: Refusal, size: u64, now: Duration) {
+    pub fn refused(&mut self, refusal: DeadLetterRefusal, size: u64, now: Duration) {
         let state = self.refusing.get_or_insert(Refusing {
             since: now,
             refusal,
@@ -158,14 +159,14 @@ impl LetterRoom {
         state.stored = false;
         let pause = match refusal {
             // It says nothing about others.
-            Refusal::TooLarge | Refusal::Other if state.refusal != refusal => return,
-            Refusal::TooLarge | Refusal::Other => Duration::ZERO,
-            Refusal::Full | Refusal::NoResources | Refusal::Missing => PAUSE,
+            DeadLetterRefusal::TooLarge | DeadLetterRefusal::Other if state.refusal != refusal => return,
+            DeadLetterRefusal::TooLarge | DeadLetterRefusal::Other => Duration::ZERO,
+            DeadLetterRefusal::Full | DeadLetterRefusal::NoResources | DeadLetterRefusal::Missing => PAUSE,
             // It was on its way already.
-            Refusal::Unanswered if now < state.until => state.pause,
-            Refusal::Unanswered => (state.pause * 2).clamp(UNANSWERED_PAUSE, LONGEST_PAUSE),
+            DeadLetterRefusal::Unanswered if now < state.until => state.pause,
+            DeadLetterRefusal::Unanswered => (state.pause * 2).clamp(UNANSWERED_PAUSE, LONGEST_PAUSE),
         };
-        if refusal == Refusal::Full {
+        if refusal == DeadLetterRefusal::Full {
             state.smallest = state.smallest.min(size);
             state.largest = state.largest.max(size);
         }
@@ -176,7 +177,9 @@ impl LetterRoom {
 
     /// Whether it is to be found out with a probe if the stream answers.
     pub fn wants_probe(&self) -> bool {
-        self.refusing.as_ref().is_some_and(|state| state.refusal == Refusal::Unanswered && !state.stored)
+        self.refusing
+            .as_ref()
+            .is_some_and(|state| state.refusal == DeadLetterRefusal::Unanswered && !state.stored)
     }
 
     /// A probe is sent. No caller tries until it has an answer.
@@ -207,11 +210,11 @@ impl LetterRoom {
         let Some(state) = &mut self.refusing else { return };
         state.stored = true;
         state.silent_until = now;
-        if state.refusal == Refusal::Full && size < state.smallest {
+        if state.refusal == DeadLetterRefusal::Full && size < state.smallest {
             return;
         }
         (state.until, state.pause, state.smallest) = (now, Duration::ZERO, u64::MAX);
-        if !state.is_reported && state.refusal != Refusal::Full {
+        if !state.is_reported && state.refusal != DeadLetterRefusal::Full {
             self.refusing = None;
         }
     }
@@ -227,27 +230,28 @@ impl LetterRoom {
     }
 
     /// What changed for an operator. `room`: the space of the stream as it is now, if it is known.
-    pub fn report(&mut self, room: Option<&StreamRoom>, now: Duration) -> Option<Change> {
+    pub fn report(&mut self, room: Option<&StreamRoom>, now: Duration) -> Option<DeadLetterRoomChange> {
         let state = self.refusing.as_mut()?;
         let quiet = now.saturating_sub(state.last);
         if !state.is_reported {
-            if state.refusal == Refusal::Full || state.last.saturating_sub(state.since) >= PERSISTS {
+            if state.refusal == DeadLetterRefusal::Full || state.last.saturating_sub(state.since) >= PERSISTS
+            {
                 state.is_reported = true;
-                return Some(Change::Began(state.refusal));
+                return Some(DeadLetterRoomChange::Began(state.refusal));
             }
             if quiet >= LONG_QUIET {
                 self.refusing = None;
             }
             return None;
         }
-        let shows_room = matches!(state.refusal, Refusal::Full | Refusal::Missing);
+        let shows_room = matches!(state.refusal, DeadLetterRefusal::Full | DeadLetterRefusal::Missing);
         let is_quiet = quiet >= LONG_QUIET || quiet >= QUIET && (shows_room || state.stored);
         if !is_quiet || !room?.has_room_for(state.largest) {
             return None;
         }
         let after = now.saturating_sub(state.since);
         self.refusing = None;
-        Some(Change::Ended { after })
+        Some(DeadLetterRoomChange::Ended { after })
     }
 }
 

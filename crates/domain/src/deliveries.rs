@@ -99,7 +99,7 @@ pub fn is_final(carried: Carried, attempt: u32, max_deliver: u32) -> bool {
 
 /// What becomes of an envelope that the broker will not deliver again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum UndeliveredVerdict {
     /// `attempts`: their number over all redrives.
     DeadLetter { reason: Reason, attempts: u32 },
     /// It is published again with these headers.
@@ -124,9 +124,9 @@ pub fn after_last_delivery(
     final_attempt: Option<u32>,
     logged: u32,
     max_deliver: u32,
-) -> Verdict {
+) -> UndeliveredVerdict {
     if let Some(attempts) = final_attempt.filter(|attempt| *attempt > carried.attempts) {
-        return Verdict::DeadLetter { reason: Reason::Exhausted, attempts };
+        return UndeliveredVerdict::DeadLetter { reason: Reason::Exhausted, attempts };
     }
     let deliveries = deliveries.max(1);
     let tried = logged.saturating_sub(carried.attempts).min(deliveries);
@@ -134,11 +134,11 @@ pub fn after_last_delivery(
     let of_round = carried.tried.saturating_add(tried);
     let untried = carried.untried.saturating_add(deliveries - tried);
     if of_round >= max_deliver {
-        Verdict::DeadLetter { reason: Reason::Exhausted, attempts }
+        UndeliveredVerdict::DeadLetter { reason: Reason::Exhausted, attempts }
     } else if untried > MOST_UNTRIED {
-        Verdict::DeadLetter { reason: Reason::Stranded, attempts }
+        UndeliveredVerdict::DeadLetter { reason: Reason::Stranded, attempts }
     } else {
-        Verdict::PublishAgain(Carried { attempts, tried: of_round, untried, ..carried })
+        UndeliveredVerdict::PublishAgain(Carried { attempts, tried: of_round, untried, ..carried })
     }
 }
 
@@ -204,8 +204,10 @@ mod tests {
                 }
                 if deliveries >= max {
                     match after_last_delivery(carried, deliveries, None, log, max) {
-                        Verdict::DeadLetter { reason, attempts } => return (reason, attempts, real, total),
-                        Verdict::PublishAgain(again) => {
+                        UndeliveredVerdict::DeadLetter { reason, attempts } => {
+                            return (reason, attempts, real, total);
+                        }
+                        UndeliveredVerdict::PublishAgain(again) => {
                             carried = again;
                             continue 'place;
                         }
@@ -282,13 +284,13 @@ mod tests {
     #[test]
     fn a_final_attempt_of_this_redrive_ends_it_and_an_earlier_one_does_not() {
         let carried = Carried { dead_letter: Some(3), redrives: 1, attempts: 5, ..Carried::default() };
-        let exhausted = |attempts| Verdict::DeadLetter { reason: Reason::Exhausted, attempts };
+        let exhausted = |attempts| UndeliveredVerdict::DeadLetter { reason: Reason::Exhausted, attempts };
         assert_eq!(after_last_delivery(carried, 5, Some(10), 0, 5), exhausted(10));
         assert_eq!(after_last_delivery(carried, 5, None, 10, 5), exhausted(10));
         let again = Carried { untried: 5, ..carried };
-        assert_eq!(after_last_delivery(carried, 5, Some(5), 5, 5), Verdict::PublishAgain(again));
+        assert_eq!(after_last_delivery(carried, 5, Some(5), 5, 5), UndeliveredVerdict::PublishAgain(again));
         let again = Carried { attempts: 7, tried: 2, untried: 3, ..carried };
-        assert_eq!(after_last_delivery(carried, 5, None, 7, 5), Verdict::PublishAgain(again));
+        assert_eq!(after_last_delivery(carried, 5, None, 7, 5), UndeliveredVerdict::PublishAgain(again));
     }
 
     #[test]
@@ -319,7 +321,7 @@ mod tests {
                 assert_eq!(delivered.moved().attempts, u32::MAX);
                 for logged in [0, u32::MAX] {
                     let verdict = after_last_delivery(forged, deliveries, Some(u32::MAX), logged, max);
-                    assert!(matches!(verdict, Verdict::DeadLetter { .. }));
+                    assert!(matches!(verdict, UndeliveredVerdict::DeadLetter { .. }));
                 }
             }
         }

@@ -17,8 +17,8 @@ mod tests;
 mod text;
 mod timestamp;
 
-pub(super) use cloudevents::Members;
 pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
+pub(super) use cloudevents::{JsonMembers, JsonText};
 pub use decode::Publication;
 pub(super) use decode::is_traceparent;
 pub(super) use text::{escape_controls, without_controls};

@@ -64,7 +64,7 @@ const CONFIRMED_PART: usize = 16;
 const OTHERS_PART: usize = 16;
 
 /// The place of a subscription in the slab.
-type Place = usize;
+type QueuePlace = usize;
 /// A counter; a lower turn comes first.
 type Turn = u64;
 
@@ -102,19 +102,19 @@ pub struct FairShare<T> {
     slots: Slots,
     parking: Parking,
     /// An incarnation is random, so that nobody chooses keys that collide.
-    places: HashMap<Identity, Place, RandomState>,
+    places: HashMap<Identity, QueuePlace, RandomState>,
     queues: Vec<Option<Queue<T>>>,
-    free: Vec<Place>,
+    free: Vec<QueuePlace>,
     /// Subscriptions with a waiting item and room in their share, each in one of its tenant's rings.
     tenants: Tenants,
     /// True if the rings of subscriptions on probation are next, if both kinds have one.
     probation_next: bool,
     /// Subscriptions that wait for their limits or for the end of a hold, by its time.
-    limited: BTreeSet<(Duration, Place)>,
+    limited: BTreeSet<(Duration, QueuePlace)>,
     /// Subscriptions that are not new.
     known: usize,
     /// Idle subscriptions whose state is kept, oldest first.
-    remembered: BTreeMap<Turn, Place>,
+    remembered: BTreeMap<Turn, QueuePlace>,
     turns: Turn,
     waiting: usize,
     /// Weight of the waiting items that count as held memory.
@@ -361,7 +361,7 @@ impl<T> FairShare<T> {
         self.queues[*self.places.get(subscription)?].as_ref()
     }
 
-    fn queue(&mut self, place: Place) -> &mut Queue<T> {
+    fn queue(&mut self, place: QueuePlace) -> &mut Queue<T> {
         self.queues[place].as_mut().expect(KNOWN)
     }
 
@@ -376,7 +376,7 @@ impl<T> FairShare<T> {
     }
 
     /// Takes the next subscription out of its ring; those on probation and the others take turns.
-    fn take_turn(&mut self) -> Option<Place> {
+    fn take_turn(&mut self) -> Option<QueuePlace> {
         let most = self.tenant_limit();
         // The tenant comes before the order of the rings.
         let first = |rings: &[Ring]| {
@@ -396,7 +396,7 @@ impl<T> FairShare<T> {
     }
 
     /// Moves a subscription to the ring for its current state, or out of all. It keeps its turn in another ring.
-    fn settle(&mut self, place: Place) {
+    fn settle(&mut self, place: QueuePlace) {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         let belongs = queue.ring();
         if queue.turn.map(|(_, ring)| ring) == belongs {
@@ -418,7 +418,7 @@ impl<T> FairShare<T> {
         }
     }
 
-    fn place_of(&mut self, subscription: &Identity) -> Place {
+    fn place_of(&mut self, subscription: &Identity) -> QueuePlace {
         if let Some(&place) = self.places.get(subscription) {
             return place;
         }
@@ -440,7 +440,7 @@ impl<T> FairShare<T> {
 
     /// Removes a subscription without items. If anything is known about it, its state is kept until newer ones displace
     /// it.
-    fn retire(&mut self, place: Place) {
+    fn retire(&mut self, place: QueuePlace) {
         let Some(queue) = &mut self.queues[place] else { return };
         if !queue.items.is_empty() || queue.in_flight > 0 || queue.remembered.is_some() {
             return;
@@ -462,7 +462,7 @@ impl<T> FairShare<T> {
     }
 
     /// Removes the state of a subscription without items, which is in no ring.
-    fn forget(&mut self, place: Place) {
+    fn forget(&mut self, place: QueuePlace) {
         if let Some(queue) = self.queues[place].take() {
             if let Some(until) = queue.limited_until {
                 self.limited.remove(&(until, place));

@@ -32,7 +32,7 @@ pub struct Hold {
 
 /// What an answer did to the hold of its subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum HoldChange {
     Began,
     Prolonged,
     /// Nothing that others need to know.
@@ -63,22 +63,22 @@ impl Holds {
         status: u16,
         revision: u64,
         now: Duration,
-    ) -> Change {
+    ) -> HoldChange {
         if let Some(known) = self.known.get_mut(subscription)
             && now < known.hold.until + CONTINUED
         {
             if until <= known.hold.until + ALIKE && now < known.hold.until {
-                return Change::None;
+                return HoldChange::None;
             }
             known.hold = Hold { since: known.hold.since, until, status, revision };
             known.stored = false;
-            return Change::Prolonged;
+            return HoldChange::Prolonged;
         }
         let hold = Hold { since: now, until, status, revision };
         if self.add(subscription, Known { hold, stored: false, reported: false }, now) {
-            Change::Began
+            HoldChange::Began
         } else {
-            Change::None
+            HoldChange::None
         }
     }
 

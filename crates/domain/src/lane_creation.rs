@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a lane was not created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum CreationFailure {
     /// The server refused it.
     Refused,
     /// The server did not answer. It is tried again soon.
@@ -31,7 +31,7 @@ pub enum Failure {
 }
 
 #[derive(Debug)]
-enum State {
+enum CreationState {
     Waits,
     InProgress,
     /// It failed.
@@ -40,10 +40,10 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Lane {
+struct WantedLane {
     tenant: Box<str>,
     failures: u32,
-    state: State,
+    state: CreationState,
     /// It was asked for again since its creation began.
     asked_again: bool,
 }
@@ -51,7 +51,7 @@ struct Lane {
 /// The lanes of a domain. Callers pass the time as the duration since a fixed start.
 #[derive(Debug)]
 pub struct LaneCreation {
-    lanes: HashMap<Box<str>, Lane>,
+    lanes: HashMap<Box<str>, WantedLane>,
     /// Those that wait, by tenant, in their order.
     waiting: BTreeMap<Box<str>, VecDeque<Box<str>>>,
     /// Those that failed, with the time of the next try.
@@ -95,7 +95,12 @@ impl LaneCreation {
             self.refused += 1;
             return false;
         }
-        let waits = Lane { tenant: tenant.into(), failures: 0, state: State::Waits, asked_again: false };
+        let waits = WantedLane {
+            tenant: tenant.into(),
+            failures: 0,
+            state: CreationState::Waits,
+            asked_again: false,
+        };
         self.lanes.insert(lane.into(), waits);
         self.waiting.entry(tenant.into()).or_default().push_back(lane.into());
         *self.missing.entry(tenant.into()).or_default() += 1;
@@ -123,7 +128,7 @@ impl LaneCreation {
             self.waiting.remove(&tenant);
         }
         if let Some(known) = self.lanes.get_mut(&lane) {
-            (known.state, known.asked_again) = (State::InProgress, false);
+            (known.state, known.asked_again) = (CreationState::InProgress, false);
         }
         *self.in_progress.entry(tenant.clone()).or_default() += 1;
         self.last = tenant;
@@ -138,23 +143,23 @@ impl LaneCreation {
     /// The lane exists.
     pub fn created(&mut self, lane: &str, now: Duration) {
         let Some(known) = self.ended(lane) else { return };
-        known.state = State::Exists;
+        known.state = CreationState::Exists;
         let tenant = known.tenant.clone();
         self.existing.push_back((now, lane.into()));
         self.is_not_missing(&tenant);
     }
 
     /// The lane was not created. Returns the pause before the next try; `None` if no creation was in progress.
-    pub fn failed(&mut self, lane: &str, failure: Failure, now: Duration) -> Option<Duration> {
+    pub fn failed(&mut self, lane: &str, failure: CreationFailure, now: Duration) -> Option<Duration> {
         let known = self.ended(lane)?;
         let pause = match failure {
-            Failure::Unanswered => FIRST_PAUSE,
-            Failure::Refused => {
+            CreationFailure::Unanswered => FIRST_PAUSE,
+            CreationFailure::Refused => {
                 known.failures = known.failures.saturating_add(1);
                 pause_after(known.failures)
             }
         };
-        known.state = State::Paused;
+        known.state = CreationState::Paused;
         self.paused.insert((now + pause, lane.into()));
         Some(pause)
     }
@@ -169,7 +174,7 @@ impl LaneCreation {
         let Some(known) = self.ended(lane) else { return };
         let tenant = known.tenant.clone();
         if known.asked_again {
-            known.state = State::Waits;
+            known.state = CreationState::Waits;
             return self.waiting.entry(tenant).or_default().push_back(lane.into());
         }
         self.lanes.remove(lane);
@@ -228,8 +233,9 @@ impl LaneCreation {
         }
     }
 
-    fn ended(&mut self, lane: &str) -> Option<&mut Lane> {
-        let known = self.lanes.get_mut(lane).filter(|known| matches!(known.state, State::InProgress))?;
+    fn ended(&mut self, lane: &str) -> Option<&mut WantedLane> {
+        let known =
+            self.lanes.get_mut(lane).filter(|known| matches!(known.state, CreationState::InProgress))?;
         if let Some(count) = self.in_progress.get_mut(&known.tenant) {
             *count -= 1;
             if *count == 0 {
@@ -246,7 +252,7 @@ impl LaneCreation {
                 return;
             }
             if let Some(known) = self.lanes.get_mut(&lane) {
-                known.state = State::Waits;
+                known.state = CreationState::Waits;
                 self.waiting.entry(known.tenant.clone()).or_default().push_back(lane);
             }
         }

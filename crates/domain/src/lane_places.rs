@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// An own lane. Times are durations since a fixed start.
 #[derive(Debug, Clone, Copy)]
-pub struct Lane<'a> {
+pub struct LaneCandidate<'a> {
     pub name: &'a str,
     pub tenant: &'a str,
     /// It is known to have no envelope, neither unread nor in a process.
@@ -31,24 +31,24 @@ pub struct Plan<'a> {
 
 /// The lanes of a tenant.
 #[derive(Debug, Default)]
-struct Tenant<'a> {
-    waiting: Vec<Lane<'a>>,
+struct TenantLanes<'a> {
+    waiting: Vec<LaneCandidate<'a>>,
     /// With a reader and envelopes.
-    reading: Vec<Lane<'a>>,
+    reading: Vec<LaneCandidate<'a>>,
     /// With a reader and without envelopes.
-    empty: Vec<Lane<'a>>,
+    empty: Vec<LaneCandidate<'a>>,
     /// With neither.
-    idle: Vec<Lane<'a>>,
+    idle: Vec<LaneCandidate<'a>>,
     /// Places for lanes with envelopes.
     part: usize,
 }
 
 /// Plans the readers for at most `places` lanes at once.
-pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
+pub fn plan<'a>(lanes: &[LaneCandidate<'a>], places: usize) -> Plan<'a> {
     let needy: BTreeSet<&str> = lanes.iter().filter(|lane| !lane.is_empty).map(|lane| lane.tenant).collect();
     // Without a place for each tenant, the lanes of all take turns.
-    let owner = |lane: &Lane<'a>| if needy.len() > places { "" } else { lane.tenant };
-    let mut tenants: BTreeMap<&str, Tenant<'a>> = BTreeMap::new();
+    let owner = |lane: &LaneCandidate<'a>| if needy.len() > places { "" } else { lane.tenant };
+    let mut tenants: BTreeMap<&str, TenantLanes<'a>> = BTreeMap::new();
     for lane in lanes {
         let tenant = tenants.entry(owner(lane)).or_default();
         match (lane.reading_since, lane.is_empty) {
@@ -60,7 +60,7 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
     }
     divide(&mut tenants, places);
     let free = places.saturating_sub(lanes.iter().filter(|lane| lane.reading_since.is_some()).count());
-    let mut open: Vec<(usize, Lane<'a>)> = Vec::new();
+    let mut open: Vec<(usize, LaneCandidate<'a>)> = Vec::new();
     for tenant in tenants.values_mut() {
         tenant.waiting.sort_by_key(|lane| (lane.last_read, lane.name));
         tenant.reading.sort_by_key(|lane| (lane.reading_since, lane.name));
@@ -73,7 +73,7 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
     open.truncate(free);
     let opened = |tenant: &str| open.iter().filter(|(_, lane)| owner(lane) == tenant).count();
     let without_place: usize = tenants.iter().map(|(name, tenant)| tenant.waiting.len() - opened(name)).sum();
-    let mut close: Vec<Lane<'a>> = Vec::new();
+    let mut close: Vec<LaneCandidate<'a>> = Vec::new();
     let fair = places / tenants.len().max(1);
     for tenant in tenants.values() {
         // A tenant with few readers keeps those of its empty lanes, which may get envelopes at any time.
@@ -83,7 +83,7 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
     }
     close.sort_by_key(|lane| (lane.reading_since, lane.name));
     close.truncate(without_place);
-    let mut turns: Vec<(bool, Lane<'a>)> = Vec::new();
+    let mut turns: Vec<(bool, LaneCandidate<'a>)> = Vec::new();
     for (name, tenant) in &tenants {
         let beyond = tenant.reading.len().saturating_sub(tenant.part);
         let waiting = tenant.waiting.len() - opened(name);
@@ -94,19 +94,20 @@ pub fn plan<'a>(lanes: &[Lane<'a>], places: usize) -> Plan<'a> {
     turns.truncate(without_place - close.len());
     close.extend(turns.into_iter().map(|(_, lane)| lane));
     if without_place == 0 {
-        let mut idle: Vec<Lane<'a>> =
+        let mut idle: Vec<LaneCandidate<'a>> =
             tenants.values().flat_map(|tenant| tenant.idle.iter().copied()).collect();
         idle.sort_by_key(|lane| (lane.last_read, lane.name));
         idle.truncate(free - open.len());
         open.extend(idle.into_iter().map(|lane| (0, lane)));
     }
-    let names = |lanes: Vec<Lane<'a>>| lanes.into_iter().map(|lane| lane.name).collect();
+    let names = |lanes: Vec<LaneCandidate<'a>>| lanes.into_iter().map(|lane| lane.name).collect();
     Plan { open: names(open.into_iter().map(|(_, lane)| lane).collect()), close: names(close) }
 }
 
 /// Divides the places among the tenants: equally, as far as each has lanes with envelopes.
-fn divide(tenants: &mut BTreeMap<&str, Tenant<'_>>, places: usize) {
-    let mut by_need: Vec<&mut Tenant<'_>> = tenants.values_mut().filter(|tenant| tenant.need() > 0).collect();
+fn divide(tenants: &mut BTreeMap<&str, TenantLanes<'_>>, places: usize) {
+    let mut by_need: Vec<&mut TenantLanes<'_>> =
+        tenants.values_mut().filter(|tenant| tenant.need() > 0).collect();
     by_need.sort_by_key(|tenant| tenant.need());
     let (mut rest, number) = (places, by_need.len());
     for (at, tenant) in by_need.into_iter().enumerate() {
@@ -115,7 +116,7 @@ fn divide(tenants: &mut BTreeMap<&str, Tenant<'_>>, places: usize) {
     }
 }
 
-impl Tenant<'_> {
+impl TenantLanes<'_> {
     fn need(&self) -> usize {
         self.waiting.len() + self.reading.len()
     }
@@ -136,9 +137,9 @@ mod tests {
         let mut count = HashMap::new();
         for round in 0..rounds {
             let now = Duration::from_secs(round);
-            let states: Vec<Lane<'_>> = lanes
+            let states: Vec<LaneCandidate<'_>> = lanes
                 .iter()
-                .map(|(name, tenant, is_empty)| Lane {
+                .map(|(name, tenant, is_empty)| LaneCandidate {
                     name,
                     tenant,
                     is_empty: *is_empty,
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn an_empty_lane_gives_its_place_up_before_one_that_is_read_for_longer() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let lane = |name, is_empty, reading_since, last_read| Lane {
+        let lane = |name, is_empty, reading_since, last_read| LaneCandidate {
             name,
             tenant: "acme",
             is_empty,

@@ -26,7 +26,7 @@ pub const UNKNOWN: u32 = 5;
 
 /// What to do with a leftover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum LeftoverStep {
     /// Nothing yet.
     Wait,
     /// Its fan-out is committed: remove it.
@@ -37,14 +37,14 @@ pub enum Step {
 
 /// What to do with a leftover whose traces were looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LeftoverVerdict {
     Remove,
     FanOut,
 }
 
 /// A trace of an envelope of the event, or of its rejection, shows that the event was processed.
-pub fn decide(any_trace: bool) -> Verdict {
-    if any_trace { Verdict::Remove } else { Verdict::FanOut }
+pub fn decide(any_trace: bool) -> LeftoverVerdict {
+    if any_trace { LeftoverVerdict::Remove } else { LeftoverVerdict::FanOut }
 }
 
 /// The leftovers of a stream, and the number of looks in a row that found each.
@@ -57,17 +57,17 @@ pub struct Leftovers {
 impl Leftovers {
     /// Reports a message at or below the ack floor. `settled_here`: this process has committed its fan-out, or stored its
     /// rejection, and acknowledged it.
-    pub fn found(&mut self, message: Stored, settled_here: bool) -> Step {
+    pub fn found(&mut self, message: Stored, settled_here: bool) -> LeftoverStep {
         let looks = self.before.get(&message).copied().unwrap_or(0).saturating_add(1);
         let step = if looks >= CONFIRMED && settled_here {
-            Step::Remove
+            LeftoverStep::Remove
         } else if looks < UNKNOWN {
-            Step::Wait
+            LeftoverStep::Wait
         } else {
-            Step::LookForTraces
+            LeftoverStep::LookForTraces
         };
         // What is being fanned out may wait for room in its outbox.
-        let looks = if step == Step::LookForTraces { 0 } else { looks };
+        let looks = if step == LeftoverStep::LookForTraces { 0 } else { looks };
         self.now.insert(message, looks);
         step
     }

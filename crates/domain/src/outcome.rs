@@ -345,7 +345,7 @@ pub struct RetryPolicy {
 
 /// The decision about an envelope after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum DeliveryDecision {
     Ack,
     Retry { after: Duration },
     DeadLetter { reason: Reason, fault: Fault },
@@ -380,17 +380,21 @@ pub fn decide(
     policy: &RetryPolicy,
     statuses: &Statuses,
     jitter: f64,
-) -> Decision {
+) -> DeliveryDecision {
     let fault = outcome.fault();
     match outcome {
-        Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => Decision::Ack,
-        _ if is_permanent(outcome, statuses) => Decision::DeadLetter { reason: Reason::Permanent, fault },
-        _ if attempt >= policy.max_deliver => Decision::DeadLetter { reason: Reason::Exhausted, fault },
-        Outcome::Answered { retry_after: Some(asked), .. } => {
-            Decision::Retry { after: policy.wait(attempt, jitter).max((*asked).min(policy.max_retry_after)) }
+        Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => DeliveryDecision::Ack,
+        _ if is_permanent(outcome, statuses) => {
+            DeliveryDecision::DeadLetter { reason: Reason::Permanent, fault }
         }
+        _ if attempt >= policy.max_deliver => {
+            DeliveryDecision::DeadLetter { reason: Reason::Exhausted, fault }
+        }
+        Outcome::Answered { retry_after: Some(asked), .. } => DeliveryDecision::Retry {
+            after: policy.wait(attempt, jitter).max((*asked).min(policy.max_retry_after)),
+        },
         Outcome::Answered { .. } | Outcome::Failed(_) => {
-            Decision::Retry { after: policy.wait(attempt, jitter) }
+            DeliveryDecision::Retry { after: policy.wait(attempt, jitter) }
         }
     }
 }

@@ -18,7 +18,7 @@ pub use full_envelope::{CONTENT_TYPE, FullEnvelope};
 pub use name_rules::NameRules;
 pub use pauses::Pauses;
 pub use raised::RaisedEvent;
-pub use status::{AfterFailure, Priority, RelayRetryPolicy, Status, Step};
+pub use status::{AfterFailure, Priority, RelayRetryPolicy, RowStep, Status};
 
 /// The target broker of every event: the hub's NATS.
 pub const INTERNAL: &str = "internal";

@@ -22,7 +22,7 @@ pub struct PublishingOrder {
 
 /// What is needed to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum OrderStep {
     /// The next events to commit, in this order.
     Commit(Vec<u64>),
     /// Look up the first event that is in the stream at or after this sequence, and report it with
@@ -103,7 +103,7 @@ impl PublishingOrder {
         self.blockers = self.blockers.split_off(&floor.saturating_add(1));
     }
 
-    /// Reports that nothing is between the sequence of a [`Step::LookUp`] and `found`. `tenant` is the tenant of the
+    /// Reports that nothing is between the sequence of a [`OrderStep::LookUp`] and `found`. `tenant` is the tenant of the
     /// event at `found` if it belongs to this domain.
     pub fn stands(&mut self, found: u64, tenant: Option<&str>) {
         self.known = self.known.max(found);
@@ -114,7 +114,7 @@ impl PublishingOrder {
         }
     }
 
-    /// The first sequences at or after that of a [`Step::LookUp`] of which nothing is known, up to the last event that waits,
+    /// The first sequences at or after that of a [`OrderStep::LookUp`] of which nothing is known, up to the last event that waits,
     /// at most `most`. They may be looked up together, if the answers are reported in this order.
     pub fn unknown_from(&self, from: u64, most: usize) -> Vec<u64> {
         let last = self.last().unwrap_or(0).max(from);
@@ -128,7 +128,7 @@ impl PublishingOrder {
         sequence > self.known && !self.waiting.contains_key(&sequence)
     }
 
-    /// Reports that nothing is between the sequence of a [`Step::LookUp`] and `before`.
+    /// Reports that nothing is between the sequence of a [`OrderStep::LookUp`] and `before`.
     pub fn nothing_before(&mut self, before: u64) {
         self.known = self.known.max(before.saturating_sub(1));
     }
@@ -157,9 +157,9 @@ impl PublishingOrder {
         self.blockers.insert(sequence, tenant.into());
     }
 
-    /// The next step. Events of [`Step::Commit`] are removed, at most `most`; they must be committed in this order, none
+    /// The next step. Events of [`OrderStep::Commit`] are removed, at most `most`; they must be committed in this order, none
     /// if one before it fails.
-    pub fn next(&mut self, most: usize) -> Step {
+    pub fn next(&mut self, most: usize) -> OrderStep {
         let mut ready = Vec::new();
         let mut blockers = self.blockers.iter().peekable();
         // The tenants with an earlier blocker.
@@ -171,7 +171,7 @@ impl PublishingOrder {
             if self.known + 1 < *sequence {
                 // What is ready does not wait for the look-up.
                 if ready.is_empty() && self.blockers.len() < MOST_BLOCKERS {
-                    return Step::LookUp(self.known + 1);
+                    return OrderStep::LookUp(self.known + 1);
                 }
                 break;
             }
@@ -187,12 +187,12 @@ impl PublishingOrder {
             }
         }
         if ready.is_empty() {
-            return Step::Wait;
+            return OrderStep::Wait;
         }
         for sequence in &ready {
             self.waiting.remove(sequence);
         }
-        Step::Commit(ready)
+        OrderStep::Commit(ready)
     }
 }
 
@@ -220,10 +220,10 @@ mod tests {
         }
     }
 
-    fn step(order: &mut PublishingOrder, stream: &Stream) -> Step {
+    fn step(order: &mut PublishingOrder, stream: &Stream) -> OrderStep {
         loop {
             match order.next(100) {
-                Step::LookUp(from) => look(order, stream, from),
+                OrderStep::LookUp(from) => look(order, stream, from),
                 step => return step,
             }
         }
@@ -234,7 +234,7 @@ mod tests {
         let mut order = PublishingOrder::new();
         order.add(7, "acme");
         order.reader(6, 7);
-        assert_eq!(order.next(100), Step::Commit(vec![7]));
+        assert_eq!(order.next(100), OrderStep::Commit(vec![7]));
         assert!(order.is_empty());
     }
 
@@ -245,11 +245,11 @@ mod tests {
         order.reader(4, 8);
         order.add(7, "acme");
         order.add(8, "bee");
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![8]), "another tenant does not wait");
-        assert_eq!(step(&mut order, &stream), Step::Wait);
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![8]), "another tenant does not wait");
+        assert_eq!(step(&mut order, &stream), OrderStep::Wait);
         assert_eq!((order.blocker_from(0), order.blocker_from(6)), (Some(5), None));
         order.settled(5);
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![7]));
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![7]));
     }
 
     #[test]
@@ -280,7 +280,7 @@ mod tests {
         let mut order = PublishingOrder::new();
         order.reader(4, 7);
         order.add(7, "acme");
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![7]));
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![7]));
     }
 
     #[test]
@@ -289,9 +289,9 @@ mod tests {
         let mut order = PublishingOrder::new();
         order.reader(4, 7);
         order.add(7, "acme");
-        assert_eq!(step(&mut order, &stream), Step::Wait);
+        assert_eq!(step(&mut order, &stream), OrderStep::Wait);
         order.add(5, "acme");
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![5, 7]));
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![5, 7]));
     }
 
     #[test]
@@ -300,13 +300,13 @@ mod tests {
         let mut order = PublishingOrder::new();
         order.reader(4, 6);
         order.add(5, "acme");
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![5]));
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![5]));
         order.failed(5, "acme");
         order.add(6, "acme");
-        assert_eq!(step(&mut order, &stream), Step::Wait);
+        assert_eq!(step(&mut order, &stream), OrderStep::Wait);
         order.add(5, "acme");
         order.hand_back(6);
-        assert_eq!(step(&mut order, &stream), Step::Commit(vec![5]));
+        assert_eq!(step(&mut order, &stream), OrderStep::Commit(vec![5]));
     }
 
     #[test]
@@ -314,10 +314,10 @@ mod tests {
         let mut order = PublishingOrder::new();
         order.add(1_000, "acme");
         order.reader(999, 1_000);
-        assert_eq!(order.next(100), Step::Commit(vec![1_000]));
+        assert_eq!(order.next(100), OrderStep::Commit(vec![1_000]));
         order.reader(0, 2);
         order.add(2, "acme");
-        assert_eq!(order.next(100), Step::LookUp(1));
+        assert_eq!(order.next(100), OrderStep::LookUp(1));
     }
 
     proptest! {
@@ -359,7 +359,7 @@ mod tests {
                         let stands = stream.range(blocker..).next().map_or(u64::MAX, |(sequence, _)| *sequence);
                         order.settled_between(blocker, stands);
                     }
-                    if let Step::Commit(ready) = step(order, &stream) {
+                    if let OrderStep::Commit(ready) = step(order, &stream) {
                         for (at, sequence) in ready.iter().enumerate() {
                             let tenant = stream[sequence].unwrap();
                             // A commit may fail; then the later ones fail as well.

@@ -32,7 +32,7 @@ pub struct Thing<'a> {
 
 /// Whether a line is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum LineDecision {
     Write {
         /// Lines about the same thing that were left out since the last one.
         left_out: u64,
@@ -53,13 +53,13 @@ pub struct LeftOut<K> {
 #[derive(Debug)]
 pub struct RepeatedLines<K> {
     interval: Duration,
-    kinds: HashMap<K, Kind>,
+    kinds: HashMap<K, LinesOfKind>,
     /// Kept to save allocations.
     key: String,
 }
 
 #[derive(Debug, Default)]
-struct Kind {
+struct LinesOfKind {
     /// Start of the interval in which lines are counted.
     since: Duration,
     lines: u32,
@@ -83,9 +83,9 @@ impl<K: Copy + Eq + Hash> RepeatedLines<K> {
     }
 
     /// Decides about one line. The caller writes it, or leaves it out.
-    pub fn turn(&mut self, kind: K, thing: Thing<'_>, now: Duration) -> Turn {
+    pub fn turn(&mut self, kind: K, thing: Thing<'_>, now: Duration) -> LineDecision {
         if self.interval.is_zero() {
-            return Turn::Write { left_out: 0 };
+            return LineDecision::Write { left_out: 0 };
         }
         self.key.clear();
         for (place, field) in
@@ -103,19 +103,19 @@ impl<K: Copy + Eq + Hash> RepeatedLines<K> {
         match kind.things.get_mut(self.key.as_str()) {
             Some(written) if now.saturating_sub(written.at) < interval => {
                 written.left_out = written.left_out.saturating_add(1);
-                Turn::LeaveOut
+                LineDecision::LeaveOut
             }
             known => {
                 let known = known.copied();
                 if kind.spend(tenant) {
                     kind.things.insert(self.key.clone(), Written { at: now, left_out: 0 });
-                    Turn::Write { left_out: known.map_or(0, |written| written.left_out) }
+                    LineDecision::Write { left_out: known.map_or(0, |written| written.left_out) }
                 } else {
                     match kind.things.get_mut(self.key.as_str()) {
                         Some(written) => written.left_out = written.left_out.saturating_add(1),
                         None => kind.leave_out(1, now),
                     }
-                    Turn::LeaveOut
+                    LineDecision::LeaveOut
                 }
             }
         }
@@ -153,7 +153,7 @@ impl<K: Copy + Eq + Hash> RepeatedLines<K> {
     }
 }
 
-impl Kind {
+impl LinesOfKind {
     /// Begins the next interval of the kind, if the last one is over. Entries that were not collected for more than an
     /// interval are forgotten; their counts are kept as those of others.
     fn begin(&mut self, now: Duration, interval: Duration) {

@@ -87,14 +87,14 @@ pub fn is_left(
 
 /// What may be replayed now, to a subscription or into an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct ReplayRoom {
     pub messages: u64,
     pub bytes: u64,
     /// The bytes that one envelope may have: more than `bytes` if nothing waits.
     one: u64,
 }
 
-impl Room {
+impl ReplayRoom {
     pub const NONE: Self = Self { messages: 0, bytes: 0, one: 0 };
 
     /// The room of a subscription, by its quota and its backlog.

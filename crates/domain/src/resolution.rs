@@ -124,7 +124,7 @@ pub type Question = (String, String);
 /// A cache of answers, limited in time and in the number of subscriptions (an answer counts as at least one).
 #[derive(Debug)]
 pub struct Cache {
-    answers: HashMap<Question, Answer>,
+    answers: HashMap<Question, CachedAnswer>,
     /// In the order of arrival, which is the order of expiry.
     order: VecDeque<(Question, u64)>,
     held: usize,
@@ -134,7 +134,7 @@ pub struct Cache {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct CachedAnswer {
     number: u64,
     asked_at: Duration,
     candidates: Candidates,
@@ -180,7 +180,7 @@ impl Cache {
         if keeps {
             self.held += added;
             self.order.push_back((question.clone(), self.next));
-            self.answers.insert(question, Answer { number: self.next, asked_at, candidates });
+            self.answers.insert(question, CachedAnswer { number: self.next, asked_at, candidates });
             self.next += 1;
         }
     }

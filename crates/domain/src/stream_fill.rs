@@ -96,13 +96,13 @@ pub enum Level {
 
 /// A stream whose fullness has consequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum StreamKind {
     Events,
     Outbox,
     DeadLetters,
 }
 
-impl Kind {
+impl StreamKind {
     /// What happens while the stream is full.
     pub fn consequence(self) -> &'static str {
         match self {
@@ -131,7 +131,7 @@ impl Kind {
 
 /// What changes for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum LevelChange {
     To(Level),
     /// There is room again, after this time.
     Ended {
@@ -160,7 +160,7 @@ impl StreamLevel {
     }
 
     /// Takes note of a look at the stream. Returns the change, if there is one.
-    pub fn look(&mut self, fill: &Fill, now: Duration) -> Option<Change> {
+    pub fn look(&mut self, fill: &Fill, now: Duration) -> Option<LevelChange> {
         self.looked = now;
         let percent = fill.percent();
         let next = match self.level {
@@ -178,8 +178,8 @@ impl StreamLevel {
         }
         self.level = next;
         Some(match next {
-            Level::Room => Change::Ended { after: now.saturating_sub(self.since) },
-            level => Change::To(level),
+            Level::Room => LevelChange::Ended { after: now.saturating_sub(self.since) },
+            level => LevelChange::To(level),
         })
     }
 }
@@ -220,17 +220,17 @@ mod tests {
         let looks = [
             (0, None),
             (790_000, None),
-            (800_000, Some(Change::To(Level::Nearly))),
+            (800_000, Some(LevelChange::To(Level::Nearly))),
             (760_000, None),
             (985_000, None),
-            (990_001, Some(Change::To(Level::Full))),
+            (990_001, Some(LevelChange::To(Level::Full))),
             (950_000, None),
-            (937_000, Some(Change::To(Level::Nearly))),
-            (995_000, Some(Change::To(Level::Full))),
-            (100_000, Some(Change::Ended { after: at(7) })),
-            (1_000_000, Some(Change::To(Level::Full))),
-            (750_000, Some(Change::To(Level::Nearly))),
-            (749_000, Some(Change::Ended { after: at(2) })),
+            (937_000, Some(LevelChange::To(Level::Nearly))),
+            (995_000, Some(LevelChange::To(Level::Full))),
+            (100_000, Some(LevelChange::Ended { after: at(7) })),
+            (1_000_000, Some(LevelChange::To(Level::Full))),
+            (750_000, Some(LevelChange::To(Level::Nearly))),
+            (749_000, Some(LevelChange::Ended { after: at(2) })),
         ];
         for (second, (used, change)) in (0..).zip(looks) {
             assert_eq!(level.look(&bytes(used, 100), at(second)), change, "{used} at {second} s");
@@ -244,7 +244,7 @@ mod tests {
         assert!(!level.is_stale(at(100)) && !level.is_stale(at(129)) && level.is_stale(at(130)));
         assert_eq!(level.look(&bytes(1_000_000, 100), at(500)), None, "it was full before");
         assert!(!level.is_stale(at(529)) && level.is_stale(at(530)));
-        assert_eq!(level.look(&bytes(0, 100), at(600)), Some(Change::Ended { after: at(500) }));
+        assert_eq!(level.look(&bytes(0, 100), at(600)), Some(LevelChange::Ended { after: at(500) }));
     }
 
     /// A stream that rejects the next message of the usual size is full, whatever its limit and its messages are.
@@ -257,14 +257,17 @@ mod tests {
             }
             let fill = bytes(used, average);
             let mut level = StreamLevel::default();
-            assert_eq!(level.look(&fill, Duration::ZERO), Some(Change::To(Level::Full)), "{average}");
+            assert_eq!(level.look(&fill, Duration::ZERO), Some(LevelChange::To(Level::Full)), "{average}");
             assert!(fill.percent() >= NEARLY && fill.is_closed_to_excess(), "{average}");
         }
         let mut level = StreamLevel::default();
         assert_eq!(level.look(&messages(799), Duration::ZERO), None);
-        assert_eq!(level.look(&messages(800), Duration::ZERO), Some(Change::To(Level::Nearly)));
-        assert_eq!(level.look(&messages(1_000), Duration::ZERO), Some(Change::To(Level::Full)));
-        assert_eq!(level.look(&messages(0), Duration::ZERO), Some(Change::Ended { after: Duration::ZERO }));
+        assert_eq!(level.look(&messages(800), Duration::ZERO), Some(LevelChange::To(Level::Nearly)));
+        assert_eq!(level.look(&messages(1_000), Duration::ZERO), Some(LevelChange::To(Level::Full)));
+        assert_eq!(
+            level.look(&messages(0), Duration::ZERO),
+            Some(LevelChange::Ended { after: Duration::ZERO })
+        );
     }
 
     #[test]

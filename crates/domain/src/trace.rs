@@ -17,7 +17,7 @@ mod tests;
 /// The messages that were found about an event, unordered.
 #[derive(Debug, Default)]
 pub struct Findings {
-    pub waiting: Vec<Waiting>,
+    pub waiting: Vec<UnreadEvent>,
     pub rejected: Vec<Rejected>,
     /// Pending envelopes.
     pub pending: Vec<PendingEnvelope>,
@@ -29,7 +29,7 @@ pub struct Findings {
 
 /// The event is in the events stream, not processed yet.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct UnreadEvent {
     /// The time at which it was stored.
     pub at: OffsetDateTime,
     pub key: String,
@@ -117,7 +117,7 @@ impl Findings {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Trace {
     pub event_id: String,
-    pub timeline: Vec<Step>,
+    pub timeline: Vec<TraceStep>,
     pub subscribers: Vec<Subscriber>,
 }
 
@@ -157,7 +157,7 @@ impl StepKind {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = TraceStep))]
-pub struct Step {
+pub struct TraceStep {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
     pub what: StepKind,
@@ -246,11 +246,11 @@ pub struct Subscriber {
 }
 
 /// Domain, subscription, envelope.
-type Place = (String, String, String);
+type EnvelopePlace = (String, String, String);
 
-fn step(at: OffsetDateTime, what: StepKind, place: Option<&Place>) -> Step {
-    let part = |pick: fn(&Place) -> &String| place.map(|place| pick(place).clone());
-    Step {
+fn step(at: OffsetDateTime, what: StepKind, place: Option<&EnvelopePlace>) -> TraceStep {
+    let part = |pick: fn(&EnvelopePlace) -> &String| place.map(|place| pick(place).clone());
+    TraceStep {
         at,
         what,
         domain: part(|place| &place.0),
@@ -274,20 +274,20 @@ impl Trace {
         let tenants = findings.tenants();
         let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
         let mut times = BTreeSet::new();
-        let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
-        for Waiting { at, key, .. } in findings.waiting {
-            timeline.push(Step { detail: Some(key), ..step(at, StepKind::Waiting, None) });
+        let mut subscribers: BTreeMap<EnvelopePlace, Subscriber> = BTreeMap::new();
+        for UnreadEvent { at, key, .. } in findings.waiting {
+            timeline.push(TraceStep { detail: Some(key), ..step(at, StepKind::Waiting, None) });
         }
         for Rejected { at, reason, detail, .. } in findings.rejected {
             let detail = Some(format!("{reason}: {detail}"));
-            timeline.push(Step { detail, ..step(at, StepKind::Rejected, None) });
+            timeline.push(TraceStep { detail, ..step(at, StepKind::Rejected, None) });
         }
         let mut attempts = Vec::new();
         for Logged { domain, subscription, record } in findings.records {
             times.extend(record.event_time.as_deref().and_then(read_time));
             let place = (domain, subscription, record.envelope.clone().into_owned());
             taken.insert((record.queued_at, record.redriven, place.clone()));
-            let attempt = Step {
+            let attempt = TraceStep {
                 attempt: Some(record.attempt),
                 outcome: Some(record.outcome),
                 status: record.status,
@@ -309,7 +309,7 @@ impl Trace {
             let at_once = findings.dead_letters.iter().any(|letter| {
                 letter.id == place.2 && letter.domain == place.0 && letter.reason != Reason::Exhausted
             });
-            let attempt = Step {
+            let attempt = TraceStep {
                 attempt: Some(words.attempt),
                 outcome: Some(if at_once { Settled::DeadLettered } else { Settled::Exhausted }),
                 status: words.status,
@@ -339,7 +339,7 @@ impl Trace {
                 Some(error) => format!("{}: {error}; {}", letter.reason, letter.state),
                 None => format!("{}; {}", letter.reason, letter.state),
             };
-            timeline.push(Step {
+            timeline.push(TraceStep {
                 status: letter.last_status,
                 fault: Some(letter.fault),
                 detail: Some(detail),
@@ -390,7 +390,7 @@ impl Trace {
 }
 
 impl Subscriber {
-    fn at((domain, subscription, envelope): Place) -> Self {
+    fn at((domain, subscription, envelope): EnvelopePlace) -> Self {
         Self {
             domain,
             subscription,

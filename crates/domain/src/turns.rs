@@ -12,7 +12,7 @@ const MOST_IDLE: usize = 64;
 /// Waiting items by owner.
 #[derive(Debug)]
 pub struct Turns<T> {
-    queues: HashMap<Arc<str>, Queue<T>>,
+    queues: HashMap<Arc<str>, OwnerQueue<T>>,
     /// Owners with waiting items, by account.
     order: BTreeSet<(u64, Arc<str>)>,
     /// Account of the owner that was served last.
@@ -21,7 +21,7 @@ pub struct Turns<T> {
 }
 
 #[derive(Debug)]
-struct Queue<T> {
+struct OwnerQueue<T> {
     items: VecDeque<T>,
     account: u64,
     /// Moving average of the work per item of this owner.
@@ -108,10 +108,11 @@ impl<T> Turns<T> {
         self.queues.values().flat_map(|queue| &queue.items)
     }
 
-    fn queue(&mut self, owner: &str) -> &mut Queue<T> {
+    fn queue(&mut self, owner: &str) -> &mut OwnerQueue<T> {
         self.waiting += 1;
         if !self.queues.contains_key(owner) {
-            self.queues.insert(owner.into(), Queue { items: VecDeque::new(), account: self.clock, cost: 0 });
+            self.queues
+                .insert(owner.into(), OwnerQueue { items: VecDeque::new(), account: self.clock, cost: 0 });
         }
         self.queues.get_mut(owner).expect("inserted above")
     }

@@ -88,7 +88,7 @@ impl KafkaServer {
 
 /// A record, as a consumer receives it.
 #[derive(Debug, PartialEq)]
-pub struct Seen {
+pub struct KafkaRecord {
     pub partition: i32,
     pub id: String,
     pub key: String,
@@ -102,7 +102,7 @@ impl KafkaServer {
     /// # Panics
     ///
     /// After 20 s, with the number of records.
-    pub async fn read(&self, topic: &str, is_enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
+    pub async fn read(&self, topic: &str, is_enough: impl Fn(&[KafkaRecord]) -> bool) -> Vec<KafkaRecord> {
         let client = self.client().await;
         let consumer = client
             .consumer_without_group()
@@ -124,7 +124,7 @@ impl KafkaServer {
                         let found = record.headers.iter().find(|(key, _)| key == name);
                         found.and_then(|(_, value)| value.as_ref().map(|value| text(value)))
                     };
-                    Seen {
+                    KafkaRecord {
                         partition: record.partition,
                         id: header("id").expect("an id"),
                         key: text(record.key.as_ref().expect("a key")),

@@ -17,7 +17,7 @@ const SECRET: &str = "aHViLXRlc3Qtc2VjcmV0LWh1Yi10ZXN0LXNlY3JldC0=";
 
 /// A process in `/proc`.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ObservedProcess {
     pid: u32,
     command: String,
     environment: String,
@@ -25,7 +25,7 @@ pub struct Seen {
 
 /// The processes that use a folder for temporary files: their environment, command line or working directory contains
 /// it (PostgreSQL and Redis overwrite their environment).
-fn processes_of(temporary: &Path) -> Vec<Seen> {
+fn processes_of(temporary: &Path) -> Vec<ObservedProcess> {
     let mark = temporary.to_string_lossy().into_owned();
     let entries = std::fs::read_dir("/proc").expect("Linux").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -39,7 +39,7 @@ fn processes_of(temporary: &Path) -> Vec<Seen> {
         let its = [&command, &environment, &works.to_string_lossy().into_owned()];
         // A process that has ended, but is not reaped yet, has neither.
         let there = its.iter().any(|text| text.contains(&mark)) && !command.is_empty();
-        there.then_some(Seen { pid, command, environment })
+        there.then_some(ObservedProcess { pid, command, environment })
     })
     .collect()
 }
@@ -82,7 +82,7 @@ impl ObservedRun {
     }
 
     /// Waits until one of its child processes has `part` in its command line.
-    pub async fn process(&mut self, part: &str) -> Seen {
+    pub async fn process(&mut self, part: &str) -> ObservedProcess {
         let own = self.child.id();
         eventually(LIMIT, &format!("a process of {part:?} runs"), async || {
             if let Some(status) = self.child.try_wait().expect("waited for") {
@@ -178,7 +178,7 @@ fn slow_download(mut command: Command, data: &Path) -> Command {
 pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
     let mut run = ObservedRun::start(program, args);
     let own = run.child.id();
-    let mut seen: Vec<Seen> = Vec::new();
+    let mut seen: Vec<ObservedProcess> = Vec::new();
     eventually(LIMIT, &format!("{parts:?} have run"), async || {
         assert!(
             run.child.try_wait().expect("waited for").is_none(),
@@ -191,8 +191,9 @@ pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
     })
     .await;
     // Between fork and exec, a child is a copy of the program itself. It must not stay one.
-    let itself =
-        |seen: &Seen| seen.command.split_whitespace().eq([program].into_iter().chain(args.iter().copied()));
+    let itself = |seen: &ObservedProcess| {
+        seen.command.split_whitespace().eq([program].into_iter().chain(args.iter().copied()))
+    };
     eventually(LIMIT, "every child has become another program", async || {
         let processes = processes_of(run.temporary.path());
         match processes.into_iter().find(|seen| Some(seen.pid) != own && itself(seen)) {

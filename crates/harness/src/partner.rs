@@ -14,12 +14,12 @@ use super::{FaultProxy, KafkaServer, RabbitMq, RedisServer, TestBroker, eventual
 
 /// A broker behind a proxy.
 pub struct Partner {
-    server: Server,
+    server: PartnerServer,
     /// Kafka returns its address to clients, and therefore has its own proxy.
     proxy: Option<FaultProxy>,
 }
 
-enum Server {
+enum PartnerServer {
     Redis(RedisServer),
     Nats(TestBroker),
     Amqp(RabbitMq),
@@ -49,14 +49,14 @@ impl Partner {
     pub async fn redis() -> Option<Self> {
         let server = RedisServer::start(&[]).await?;
         let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
-        Some(Self { server: Server::Redis(server), proxy: Some(proxy) })
+        Some(Self { server: PartnerServer::Redis(server), proxy: Some(proxy) })
     }
 
     /// NATS with a stream for the subjects below `user.`.
     pub async fn nats() -> Option<Self> {
         let server = partner().await;
         let proxy = FaultProxy::start(&server.url()).await;
-        Some(Self { server: Server::Nats(server), proxy: Some(proxy) })
+        Some(Self { server: PartnerServer::Nats(server), proxy: Some(proxy) })
     }
 
     pub async fn amqp() -> Option<Self> {
@@ -68,18 +68,18 @@ impl Partner {
     /// A running RabbitMQ with existing queues.
     pub async fn of_amqp(server: RabbitMq) -> Self {
         let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
-        Self { server: Server::Amqp(server), proxy: Some(proxy) }
+        Self { server: PartnerServer::Amqp(server), proxy: Some(proxy) }
     }
 
     pub async fn kafka() -> Option<Self> {
-        let partner = Self { server: Server::Kafka(KafkaServer::start().await?), proxy: None };
+        let partner = Self { server: PartnerServer::Kafka(KafkaServer::start().await?), proxy: None };
         partner.open("user").await;
         Some(partner)
     }
 
     pub fn proxy(&self) -> &FaultProxy {
         match (&self.server, &self.proxy) {
-            (Server::Kafka(server), _) => server.proxy(),
+            (PartnerServer::Kafka(server), _) => server.proxy(),
             (_, proxy) => proxy.as_ref().expect("all others are started with one"),
         }
     }
@@ -88,7 +88,7 @@ impl Partner {
     pub fn entry(&self, name: &str) -> ExternalBroker {
         let provider = self.provider();
         let url = match &self.server {
-            Server::Kafka(server) => server.url(),
+            PartnerServer::Kafka(server) => server.url(),
             _ => self.proxy().url(provider),
         };
         external(name, provider, &url)
@@ -96,18 +96,18 @@ impl Partner {
 
     pub fn provider(&self) -> &'static str {
         match &self.server {
-            Server::Redis(_) => "redis",
-            Server::Nats(_) => "nats",
-            Server::Amqp(_) => "amqp",
-            Server::Kafka(_) => "kafka",
+            PartnerServer::Redis(_) => "redis",
+            PartnerServer::Nats(_) => "nats",
+            PartnerServer::Amqp(_) => "amqp",
+            PartnerServer::Kafka(_) => "kafka",
         }
     }
 
     /// The default destination of events `<category>.created`.
     fn destination(&self, category: &str) -> String {
         match &self.server {
-            Server::Redis(_) | Server::Kafka(_) => category.to_owned(),
-            Server::Nats(_) | Server::Amqp(_) => format!("{category}.created"),
+            PartnerServer::Redis(_) | PartnerServer::Kafka(_) => category.to_owned(),
+            PartnerServer::Nats(_) | PartnerServer::Amqp(_) => format!("{category}.created"),
         }
     }
 
@@ -115,12 +115,12 @@ impl Partner {
     pub async fn open(&self, category: &str) {
         let destination = self.destination(category);
         match &self.server {
-            Server::Redis(server) => {
+            PartnerServer::Redis(server) => {
                 let mut connection = server.connect().await;
                 let deleted = redis::cmd("DEL").arg(&destination).query_async(&mut connection).await;
                 let () = deleted.expect("Redis answers");
             }
-            Server::Nats(server) => {
+            PartnerServer::Nats(server) => {
                 let config = stream::Config {
                     name: category.to_uppercase(),
                     subjects: vec![format!("{category}.>")],
@@ -128,14 +128,14 @@ impl Partner {
                 };
                 server.jetstream().await.create_stream(config).await.expect("the stream is made");
             }
-            Server::Amqp(server) => server.declare(&destination, FieldTable::default()).await,
-            Server::Kafka(server) => server.create_topic(&destination, 3).await,
+            PartnerServer::Amqp(server) => server.declare(&destination, FieldTable::default()).await,
+            PartnerServer::Kafka(server) => server.create_topic(&destination, 3).await,
         }
     }
 
     /// Rejects events of a category: it was not opened; on Redis, the key has another type.
     pub async fn shut(&self, category: &str) {
-        if let Server::Redis(server) = &self.server {
+        if let PartnerServer::Redis(server) = &self.server {
             let mut connection = server.connect().await;
             let set = redis::cmd("SET").arg(category).arg("no stream").query_async(&mut connection).await;
             let () = set.expect("Redis answers");
@@ -144,26 +144,26 @@ impl Partner {
 
     /// True if its messages survive a restart. (Tansu stores its topics in memory.)
     pub fn is_durable(&self) -> bool {
-        !matches!(self.server, Server::Kafka(_))
+        !matches!(self.server, PartnerServer::Kafka(_))
     }
 
     /// Sends SIGKILL.
     pub async fn kill(&mut self) {
         match &mut self.server {
-            Server::Redis(server) => server.kill().await,
-            Server::Nats(server) => server.process().kill().await.expect("it is killed"),
-            Server::Amqp(server) => server.kill().await,
-            Server::Kafka(server) => server.kill().await,
+            PartnerServer::Redis(server) => server.kill().await,
+            PartnerServer::Nats(server) => server.process().kill().await.expect("it is killed"),
+            PartnerServer::Amqp(server) => server.kill().await,
+            PartnerServer::Kafka(server) => server.kill().await,
         }
     }
 
     /// Starts it again on the same port, with its data on disk.
     pub async fn restart(&mut self) {
         match &mut self.server {
-            Server::Redis(server) => server.restart().await,
-            Server::Nats(server) => server.process().restart().await.expect("it starts"),
-            Server::Amqp(server) => server.restart().await,
-            Server::Kafka(server) => {
+            PartnerServer::Redis(server) => server.restart().await,
+            PartnerServer::Nats(server) => server.process().restart().await.expect("it starts"),
+            PartnerServer::Amqp(server) => server.restart().await,
+            PartnerServer::Kafka(server) => {
                 server.restart().await;
                 server.create_topic("user", 3).await;
             }
@@ -180,7 +180,7 @@ impl Partner {
             expected.iter().all(|id| ids.contains(id))
         };
         match &self.server {
-            Server::Redis(server) => {
+            PartnerServer::Redis(server) => {
                 let mut connection = server.connect().await;
                 eventually(SOON, "all are in the Redis stream", async || {
                     let entries: Vec<(String, Vec<String>)> = redis::cmd("XRANGE")
@@ -199,7 +199,7 @@ impl Partner {
                 })
                 .await;
             }
-            Server::Nats(server) => {
+            PartnerServer::Nats(server) => {
                 let name = if category == "user" { "PARTNER".to_owned() } else { category.to_uppercase() };
                 for message in stored(server, &name, expected.len() as u64).await {
                     assert_eq!(message.subject, destination);
@@ -207,7 +207,7 @@ impl Partner {
                 }
                 assert!(is_complete(&seen), "the stream has unexpected messages");
             }
-            Server::Amqp(server) => {
+            PartnerServer::Amqp(server) => {
                 let (channel, options) = (server.channel().await, BasicConsumeOptions::default());
                 let consumer =
                     channel.basic_consume(destination.into(), "".into(), options, FieldTable::default());
@@ -222,7 +222,7 @@ impl Partner {
                 };
                 tokio::time::timeout(SOON, reading).await.expect("all are in the queue");
             }
-            Server::Kafka(server) => {
+            PartnerServer::Kafka(server) => {
                 let records = server.read(&destination, |records| {
                     let ids: BTreeSet<&String> = records.iter().map(|record| &record.id).collect();
                     expected.iter().all(|id| ids.contains(id))

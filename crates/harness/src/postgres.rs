@@ -18,18 +18,18 @@ pub const PASSWORD: &str = "pg-tell-nobody";
 /// A database on a server with production settings (including fsync), over TCP with a password. Concurrent tests share
 /// the server, which ends with the last of them.
 pub struct TestPostgres {
-    server: Arc<Server>,
+    server: Arc<SharedPostgres>,
     database: String,
 }
 
-struct Server {
+struct SharedPostgres {
     binaries: PathBuf,
     port: u16,
     process: Mutex<PostgresServer>,
     databases: AtomicU32,
 }
 
-static SHARED: Mutex<Weak<Server>> = Mutex::const_new(Weak::new());
+static SHARED: Mutex<Weak<SharedPostgres>> = Mutex::const_new(Weak::new());
 
 /// The folder of the binaries of the server: `HUB_TEST_POSTGRES`, the folder of `postgres` on `PATH`, or Debian's.
 fn binaries() -> Option<PathBuf> {
@@ -39,7 +39,7 @@ fn binaries() -> Option<PathBuf> {
     found
 }
 
-impl Server {
+impl SharedPostgres {
     async fn new(binaries: PathBuf) -> Self {
         let process = PostgresServer::start(&binaries, PASSWORD, &["max_connections=200"]).await;
         let process = process.unwrap_or_else(|error| panic!("{error}"));
@@ -59,7 +59,7 @@ impl TestPostgres {
         let server = match shared.upgrade() {
             Some(server) => server,
             None => {
-                let server = Arc::new(Server::new(binaries).await);
+                let server = Arc::new(SharedPostgres::new(binaries).await);
                 *shared = Arc::downgrade(&server);
                 server
             }
@@ -71,10 +71,10 @@ impl TestPostgres {
     /// The same on a server for this test only, to crash it.
     pub async fn start_alone() -> Option<Self> {
         let binaries = require_tool("PostgreSQL", binaries())?;
-        Some(Self::on(Arc::new(Server::new(binaries).await)).await)
+        Some(Self::on(Arc::new(SharedPostgres::new(binaries).await)).await)
     }
 
-    async fn on(server: Arc<Server>) -> Self {
+    async fn on(server: Arc<SharedPostgres>) -> Self {
         let database = format!("test_{}", server.databases.fetch_add(1, Ordering::Relaxed));
         let mut connection =
             PgConnection::connect(&server.url("postgres")).await.expect("the server answers");

@@ -10,7 +10,7 @@ const WORKERS: usize = 2;
 
 /// A seeded bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
+pub enum LaneBug {
     None,
     /// No sweep looks for messages in a lane without a consumer.
     SweepOff,
@@ -25,7 +25,7 @@ pub enum Bug {
 /// The model, and the budgets of what may happen.
 #[derive(Debug, Clone, Copy)]
 pub struct Lanes {
-    pub bug: Bug,
+    pub bug: LaneBug,
     /// Envelopes of the one subscription.
     pub envelopes: u8,
     pub crashes: u8,
@@ -38,7 +38,7 @@ pub struct Lanes {
 
 impl Lanes {
     /// Bounds whose states are visited in seconds.
-    pub fn with(bug: Bug) -> Self {
+    pub fn with(bug: LaneBug) -> Self {
         Self { bug, envelopes: 2, crashes: 1, pauses: 1, removals: 1, repetitions: 1 }
     }
 }
@@ -82,7 +82,7 @@ pub enum Consumer {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct State {
+pub struct LaneState {
     /// Envelopes that the fan-out has not written yet.
     unwritten: Vec<u8>,
     outbox: Vec<Message>,
@@ -103,7 +103,7 @@ pub struct State {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum LaneAction {
     /// The fan-out writes an envelope: to the own lane if its consumer exists, else to the shared lane.
     Write(Lane),
     /// The same after the fan-out has seen a consumer that is deleted before the envelope is stored.
@@ -124,7 +124,7 @@ pub enum Action {
     Sweep(Message),
 }
 
-impl State {
+impl LaneState {
     fn store(&mut self, message: Message) {
         if !self.stored.contains(&message) {
             self.stored.push(message);
@@ -178,14 +178,14 @@ impl Work {
 
 impl Lanes {
     /// The next step of a worker. `None` if it fails without end.
-    fn go_on(&self, state: &mut State, worker: usize) -> Option<()> {
+    fn go_on(&self, state: &mut LaneState, worker: usize) -> Option<()> {
         let work = state.workers[worker]?;
         let copy = Message { lane: Lane::Own, ..work.message() };
         let next = match (work, self.bug) {
             // A choice of its own: `Deliver` or `Spill`.
             (Work::Taken(_), _) => return None,
             (Work::Delivered(message), bug) => {
-                if !state.acknowledge(message) && bug == Bug::GoneIsError {
+                if !state.acknowledge(message) && bug == LaneBug::GoneIsError {
                     return None;
                 }
                 None
@@ -193,14 +193,14 @@ impl Lanes {
             (Work::Spilling(message), bug) => {
                 if state.own == Consumer::Missing {
                     // With the bug, a consumer that was seen and is gone is an error.
-                    if bug == Bug::GoneIsError && state.removals < self.removals {
+                    if bug == LaneBug::GoneIsError && state.removals < self.removals {
                         return None;
                     }
                     state.own = Consumer::Reading;
                 }
                 Some(Work::LaneMade(message))
             }
-            (Work::LaneMade(message), Bug::AckBeforeCommit) => {
+            (Work::LaneMade(message), LaneBug::AckBeforeCommit) => {
                 state.acknowledge(message);
                 Some(Work::Moved(message))
             }
@@ -208,12 +208,12 @@ impl Lanes {
                 state.store(copy);
                 Some(Work::Moved(message))
             }
-            (Work::Moved(_), Bug::AckBeforeCommit) => {
+            (Work::Moved(_), LaneBug::AckBeforeCommit) => {
                 state.store(copy);
                 None
             }
             (Work::Moved(message), bug) => {
-                if !state.acknowledge(message) && bug == Bug::GoneIsError {
+                if !state.acknowledge(message) && bug == LaneBug::GoneIsError {
                     return None;
                 }
                 None
@@ -225,11 +225,11 @@ impl Lanes {
 }
 
 impl Model for Lanes {
-    type State = State;
-    type Action = Action;
+    type State = LaneState;
+    type Action = LaneAction;
 
-    fn init_states(&self) -> Vec<State> {
-        vec![State {
+    fn init_states(&self) -> Vec<LaneState> {
+        vec![LaneState {
             unwritten: (0..self.envelopes).rev().collect(),
             outbox: Vec::new(),
             stored: Vec::new(),
@@ -245,13 +245,13 @@ impl Model for Lanes {
         }]
     }
 
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &LaneState, actions: &mut Vec<LaneAction>) {
         if !state.unwritten.is_empty() {
-            actions.push(Action::Write(Lane::Shared));
+            actions.push(LaneAction::Write(Lane::Shared));
             if state.own != Consumer::Missing {
-                actions.push(Action::Write(Lane::Own));
+                actions.push(LaneAction::Write(Lane::Own));
                 if state.removing {
-                    actions.push(Action::WriteLate);
+                    actions.push(LaneAction::WriteLate);
                 }
             }
         }
@@ -260,84 +260,84 @@ impl Model for Lanes {
                 None => {
                     for message in state.outbox.iter().filter(|one| state.is_readable(one.lane)) {
                         if !state.has(*message) {
-                            actions.push(Action::Take(worker, *message));
+                            actions.push(LaneAction::Take(worker, *message));
                         } else if state.repetitions > 0 {
-                            actions.push(Action::Repeat(worker, *message));
+                            actions.push(LaneAction::Repeat(worker, *message));
                         }
                     }
                 }
                 Some(Work::Taken(message)) => {
-                    actions.push(Action::Deliver(worker));
+                    actions.push(LaneAction::Deliver(worker));
                     if message.lane == Lane::Shared {
-                        actions.push(Action::Spill(worker));
+                        actions.push(LaneAction::Spill(worker));
                     }
                 }
-                Some(_) => actions.push(Action::GoOn(worker)),
+                Some(_) => actions.push(LaneAction::GoOn(worker)),
             }
             if work.is_some() && state.crashes > 0 {
-                actions.push(Action::Crash(worker));
+                actions.push(LaneAction::Crash(worker));
             }
         }
         let lane_is_empty = !state.outbox.iter().any(|message| message.lane == Lane::Own);
         match state.own {
-            Consumer::Reading if state.pauses > 0 => actions.push(Action::Pause),
-            Consumer::Paused if self.bug != Bug::PausedForever => actions.push(Action::Probe),
+            Consumer::Reading if state.pauses > 0 => actions.push(LaneAction::Pause),
+            Consumer::Paused if self.bug != LaneBug::PausedForever => actions.push(LaneAction::Probe),
             _ => {}
         }
         if state.removing {
-            actions.push(Action::Remove);
+            actions.push(LaneAction::Remove);
         } else if state.own == Consumer::Reading && state.removals > 0 && lane_is_empty {
-            actions.push(Action::SeeEmpty);
+            actions.push(LaneAction::SeeEmpty);
         }
-        if state.own == Consumer::Missing && self.bug != Bug::SweepOff {
+        if state.own == Consumer::Missing && self.bug != LaneBug::SweepOff {
             let stranded = state.outbox.iter().filter(|message| message.lane == Lane::Own);
-            actions.extend(stranded.map(|message| Action::Sweep(*message)));
+            actions.extend(stranded.map(|message| LaneAction::Sweep(*message)));
         }
     }
 
-    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+    fn next_state(&self, last: &LaneState, action: LaneAction) -> Option<LaneState> {
         let mut state = last.clone();
         match action {
-            Action::Write(lane) => {
+            LaneAction::Write(lane) => {
                 let envelope = state.unwritten.pop()?;
                 state.store(Message { envelope, lane, redrives: 0 });
             }
-            Action::WriteLate => {
+            LaneAction::WriteLate => {
                 let envelope = state.unwritten.pop()?;
                 state.remove_lane();
                 state.raced = true;
                 state.store(Message { envelope, lane: Lane::Own, redrives: 0 });
             }
-            Action::Take(worker, message) => state.workers[worker] = Some(Work::Taken(message)),
-            Action::Repeat(worker, message) => {
+            LaneAction::Take(worker, message) => state.workers[worker] = Some(Work::Taken(message)),
+            LaneAction::Repeat(worker, message) => {
                 state.repetitions -= 1;
                 state.workers[worker] = Some(Work::Taken(message));
             }
-            Action::Deliver(worker) => {
+            LaneAction::Deliver(worker) => {
                 let message = state.workers[worker]?.message();
                 state.accepted[usize::from(message.envelope)] += 1;
                 state.workers[worker] = Some(Work::Delivered(message));
             }
-            Action::Spill(worker) => {
+            LaneAction::Spill(worker) => {
                 let message = state.workers[worker]?.message();
                 state.workers[worker] = Some(Work::Spilling(message));
             }
-            Action::GoOn(worker) => self.go_on(&mut state, worker)?,
-            Action::Crash(worker) => {
+            LaneAction::GoOn(worker) => self.go_on(&mut state, worker)?,
+            LaneAction::Crash(worker) => {
                 state.crashes -= 1;
                 state.workers[worker] = None;
             }
-            Action::Pause => {
+            LaneAction::Pause => {
                 state.pauses -= 1;
                 state.own = Consumer::Paused;
             }
-            Action::Probe => state.own = Consumer::Reading,
-            Action::SeeEmpty => state.removing = true,
-            Action::Remove => {
+            LaneAction::Probe => state.own = Consumer::Reading,
+            LaneAction::SeeEmpty => state.removing = true,
+            LaneAction::Remove => {
                 state.raced |= state.outbox.iter().any(|message| message.lane == Lane::Own);
                 state.remove_lane();
             }
-            Action::Sweep(message) => {
+            LaneAction::Sweep(message) => {
                 state.acknowledge(message);
                 let again = Message { lane: Lane::Shared, redrives: message.redrives + 1, ..message };
                 state.store(again);
@@ -348,27 +348,30 @@ impl Model for Lanes {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no envelope is lost", |model: &Self, state: &State| {
+            Property::always("no envelope is lost", |model: &Self, state: &LaneState| {
                 (0..model.envelopes).all(|envelope| {
                     state.accepted[usize::from(envelope)] > 0
                         || state.unwritten.contains(&envelope)
                         || state.outbox.iter().any(|message| message.envelope == envelope)
                 })
             }),
-            Property::always("in the end, everything is delivered", |model: &Self, state: &State| {
+            Property::always("in the end, everything is delivered", |model: &Self, state: &LaneState| {
                 state.is_settled() || !model.next_states(state).is_empty()
             }),
-            Property::always("without a fault, nothing is delivered twice", |model: &Self, state: &State| {
-                let calm = state.crashes == model.crashes && state.repetitions == model.repetitions;
-                !calm || state.raced || state.accepted.iter().all(|times| *times <= 1)
-            }),
+            Property::always(
+                "without a fault, nothing is delivered twice",
+                |model: &Self, state: &LaneState| {
+                    let calm = state.crashes == model.crashes && state.repetitions == model.repetitions;
+                    !calm || state.raced || state.accepted.iter().all(|times| *times <= 1)
+                },
+            ),
             Property::sometimes(
                 "everything is delivered from a lane that was paused and removed",
-                |_, state: &State| {
+                |_, state: &LaneState| {
                     state.is_settled() && state.pauses == 0 && state.removals == 0 && state.crashes == 0
                 },
             ),
-            Property::sometimes("an envelope is in a lane without a consumer", |_, state: &State| {
+            Property::sometimes("an envelope is in a lane without a consumer", |_, state: &LaneState| {
                 state.own == Consumer::Missing && state.outbox.iter().any(|message| message.lane == Lane::Own)
             }),
         ]

@@ -8,11 +8,11 @@ mod state;
 use stateright::{Model, Property};
 
 use state::{Delivery, Envelope, Fanning, Letter, MAX_DELIVER, Routing};
-pub use state::{Faults, Notice, State};
+pub use state::{Faults, LetterState, Notice};
 
 /// A seeded bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
+pub enum LetterBug {
     None,
     /// No sweep runs.
     SweepOff,
@@ -27,14 +27,14 @@ pub enum Bug {
 /// The model: the number of events, each with one envelope, and the budgets of the faults.
 #[derive(Debug, Clone, Copy)]
 pub struct Letters {
-    pub bug: Bug,
+    pub bug: LetterBug,
     pub events: u8,
     pub faults: Faults,
 }
 
 impl Letters {
     /// Bounds whose states are visited in seconds.
-    pub fn with(bug: Bug) -> Self {
+    pub fn with(bug: LetterBug) -> Self {
         Self {
             bug,
             events: 2,
@@ -44,7 +44,7 @@ impl Letters {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum LetterAction {
     FanOut(usize),
     FanOutCrashes(usize),
     Take(usize),
@@ -72,21 +72,21 @@ pub enum Action {
 
 impl Letters {
     /// The removal of a dead letter succeeds: it exists, or it is gone already.
-    fn removed(&self, state: &mut State, of: u8) -> bool {
+    fn removed(&self, state: &mut LetterState, of: u8) -> bool {
         let existed = state.remove_letter(of);
-        existed || self.bug != Bug::GoneIsError
+        existed || self.bug != LetterBug::GoneIsError
     }
 
-    fn fan_out(&self, state: &mut State, at: usize) {
+    fn fan_out(&self, state: &mut LetterState, at: usize) {
         let (event, step) = state.events[at];
         match (step, self.bug) {
             (Fanning::Waiting, _) => state.events[at].1 = Fanning::Begun,
-            (Fanning::Begun, Bug::AckBeforeCommit) => state.events[at].1 = Fanning::First,
+            (Fanning::Begun, LetterBug::AckBeforeCommit) => state.events[at].1 = Fanning::First,
             (Fanning::Begun, _) => {
                 state.store(event, event, None);
                 state.events[at].1 = Fanning::First;
             }
-            (Fanning::First, Bug::AckBeforeCommit) => {
+            (Fanning::First, LetterBug::AckBeforeCommit) => {
                 state.store(event, event, None);
                 state.events.remove(at);
             }
@@ -97,10 +97,10 @@ impl Letters {
     }
 
     /// One step of the dead-lettering. `None` if the step fails, and is tried again without end.
-    fn route(&self, state: &mut State) -> Option<()> {
+    fn route(&self, state: &mut LetterState) -> Option<()> {
         let (number, step) = state.routing?;
         let Some(at) = state.envelope(number) else {
-            if step == Routing::Begun || self.bug != Bug::DeleteBeforeCopy {
+            if step == Routing::Begun || self.bug != LetterBug::DeleteBeforeCopy {
                 // It is gone: dead-lettered or delivered before.
                 state.routing = None;
                 state.advisories.retain(|advisory| *advisory != number);
@@ -115,7 +115,7 @@ impl Letters {
         };
         let Envelope { event, letter, .. } = state.outbox[at];
         match (step, self.bug) {
-            (Routing::Begun, Bug::DeleteBeforeCopy) => {
+            (Routing::Begun, LetterBug::DeleteBeforeCopy) => {
                 state.outbox.remove(at);
                 state.routing = Some((number, Routing::First));
             }
@@ -140,7 +140,7 @@ impl Letters {
         Some(())
     }
 
-    fn write_letter(&self, state: &mut State, event: u8, number: u8, replaces: Option<u8>) {
+    fn write_letter(&self, state: &mut LetterState, event: u8, number: u8, replaces: Option<u8>) {
         if !state.lettered.contains(&number) {
             state.lettered.push(number);
             state.dead_lettered += 1;
@@ -149,18 +149,18 @@ impl Letters {
     }
 
     /// The envelope of a dead letter, stored again under a message id of its own.
-    fn redrive(&self, state: &mut State, at: usize) {
+    fn redrive(&self, state: &mut LetterState, at: usize) {
         let Letter { event, of, .. } = state.letters[at];
         state.store(event, of + self.events, Some(of));
     }
 }
 
 impl Model for Letters {
-    type State = State;
-    type Action = Action;
+    type State = LetterState;
+    type Action = LetterAction;
 
-    fn init_states(&self) -> Vec<State> {
-        vec![State {
+    fn init_states(&self) -> Vec<LetterState> {
+        vec![LetterState {
             events: (0..self.events).map(|event| (event, Fanning::Waiting)).collect(),
             outbox: Vec::new(),
             stored: Vec::new(),
@@ -177,91 +177,91 @@ impl Model for Letters {
         }]
     }
 
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &LetterState, actions: &mut Vec<LetterAction>) {
         let may_crash = state.left.crashes > 0;
         for (at, (_, step)) in state.events.iter().enumerate() {
-            actions.push(Action::FanOut(at));
+            actions.push(LetterAction::FanOut(at));
             if may_crash && *step != Fanning::Waiting {
-                actions.push(Action::FanOutCrashes(at));
+                actions.push(LetterAction::FanOutCrashes(at));
             }
         }
         for (at, envelope) in state.outbox.iter().enumerate() {
             match envelope.at_worker {
-                None if envelope.deliveries < MAX_DELIVER => actions.push(Action::Take(at)),
+                None if envelope.deliveries < MAX_DELIVER => actions.push(LetterAction::Take(at)),
                 None => {}
                 Some(step) => {
                     match step {
                         Delivery::Taken => {
-                            actions.push(Action::Accept(at));
+                            actions.push(LetterAction::Accept(at));
                             if state.left.failures > 0 {
                                 actions.extend(
-                                    [Notice::Kept, Notice::Lost].map(|notice| Action::Fail(at, notice)),
+                                    [Notice::Kept, Notice::Lost].map(|notice| LetterAction::Fail(at, notice)),
                                 );
                             }
                         }
-                        Delivery::Accepted => actions.push(Action::Resolve(at)),
-                        Delivery::Resolved => actions.push(Action::Acknowledge(at)),
+                        Delivery::Accepted => actions.push(LetterAction::Resolve(at)),
+                        Delivery::Resolved => actions.push(LetterAction::Acknowledge(at)),
                     }
                     for notice in [Notice::Kept, Notice::Lost] {
                         if may_crash {
-                            actions.push(Action::WorkerCrashes(at, notice));
+                            actions.push(LetterAction::WorkerCrashes(at, notice));
                         }
                         if state.left.repetitions > 0 {
-                            actions.push(Action::Repeat(at, notice));
+                            actions.push(LetterAction::Repeat(at, notice));
                         }
                     }
                 }
             }
         }
-        actions.extend(state.late.iter().map(|number| Action::Late(*number)));
+        actions.extend(state.late.iter().map(|number| LetterAction::Late(*number)));
         if state.routing.is_none() {
-            actions.extend(state.advisories.iter().map(|number| Action::Route(*number)));
-            if self.bug != Bug::SweepOff {
+            actions.extend(state.advisories.iter().map(|number| LetterAction::Route(*number)));
+            if self.bug != LetterBug::SweepOff {
                 let numbers = state.outbox.iter().map(|envelope| envelope.number);
-                actions.extend(numbers.filter(|number| state.is_exhausted(*number)).map(Action::Sweep));
+                actions.extend(numbers.filter(|number| state.is_exhausted(*number)).map(LetterAction::Sweep));
             }
         } else {
-            actions.push(Action::RouteOn);
+            actions.push(LetterAction::RouteOn);
             if may_crash {
-                actions.push(Action::RouterCrashes);
+                actions.push(LetterAction::RouterCrashes);
             }
         }
         for (at, letter) in state.letters.iter().enumerate().filter(|(_, letter)| !letter.replaying) {
             // While its envelope is still routed, the due time has not come.
             if state.envelope(letter.of).is_none() {
-                actions.push(Action::Redrive(at));
+                actions.push(LetterAction::Redrive(at));
                 if may_crash {
-                    actions.push(Action::RedriveCrashes(at));
+                    actions.push(LetterAction::RedriveCrashes(at));
                 }
             }
         }
     }
 
-    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+    fn next_state(&self, last: &LetterState, action: LetterAction) -> Option<LetterState> {
         let mut state = last.clone();
         match action {
-            Action::FanOut(at) => self.fan_out(&mut state, at),
-            Action::FanOutCrashes(at) => {
+            LetterAction::FanOut(at) => self.fan_out(&mut state, at),
+            LetterAction::FanOutCrashes(at) => {
                 state.left.crashes -= 1;
-                if self.bug == Bug::AckBeforeCommit && state.events[at].1 == Fanning::First {
+                if self.bug == LetterBug::AckBeforeCommit && state.events[at].1 == Fanning::First {
                     state.events.remove(at);
                 } else {
                     state.events[at].1 = Fanning::Waiting;
                 }
             }
-            Action::Take(at) => {
+            LetterAction::Take(at) => {
                 state.outbox[at].deliveries += 1;
                 state.outbox[at].at_worker = Some(Delivery::Taken);
             }
-            Action::Accept(at) => {
+            LetterAction::Accept(at) => {
                 state.accepted[usize::from(state.outbox[at].event)] += 1;
                 state.outbox[at].at_worker = Some(Delivery::Accepted);
             }
-            Action::Fail(at, notice) => {
+            LetterAction::Fail(at, notice) => {
                 state.left.failures -= 1;
                 state.give_back(at, notice)?;
             }
-            Action::Resolve(at) => {
+            LetterAction::Resolve(at) => {
                 if let Some(letter) = state.outbox[at].letter
                     && !self.removed(&mut state, letter)
                 {
@@ -271,14 +271,14 @@ impl Model for Letters {
                 }
                 state.outbox[at].at_worker = Some(Delivery::Resolved);
             }
-            Action::Acknowledge(at) => {
+            LetterAction::Acknowledge(at) => {
                 state.outbox.remove(at);
             }
-            Action::WorkerCrashes(at, notice) => {
+            LetterAction::WorkerCrashes(at, notice) => {
                 state.left.crashes -= 1;
                 state.give_back(at, notice)?;
             }
-            Action::Repeat(at, notice) => {
+            LetterAction::Repeat(at, notice) => {
                 state.left.repetitions -= 1;
                 let Envelope { event, number, .. } = state.outbox[at];
                 if state.outbox[at].at_worker == Some(Delivery::Taken) {
@@ -287,7 +287,7 @@ impl Model for Letters {
                 state.late.push(number);
                 state.give_back(at, notice)?;
             }
-            Action::Late(number) => {
+            LetterAction::Late(number) => {
                 state.late.retain(|late| *late != number);
                 if let Some(at) = state.envelope(number) {
                     state.resolved += u8::from(state.is_exhausted(number));
@@ -297,17 +297,19 @@ impl Model for Letters {
                     state.outbox.remove(at);
                 }
             }
-            Action::Route(number) | Action::Sweep(number) => state.routing = Some((number, Routing::Begun)),
-            Action::RouteOn => self.route(&mut state)?,
-            Action::RouterCrashes => {
+            LetterAction::Route(number) | LetterAction::Sweep(number) => {
+                state.routing = Some((number, Routing::Begun))
+            }
+            LetterAction::RouteOn => self.route(&mut state)?,
+            LetterAction::RouterCrashes => {
                 state.left.crashes -= 1;
                 state.routing = None;
             }
-            Action::Redrive(at) => {
+            LetterAction::Redrive(at) => {
                 self.redrive(&mut state, at);
                 state.letters[at].replaying = true;
             }
-            Action::RedriveCrashes(at) => {
+            LetterAction::RedriveCrashes(at) => {
                 state.left.crashes -= 1;
                 self.redrive(&mut state, at);
             }
@@ -323,35 +325,45 @@ impl Model for Letters {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no event is lost", |model: &Self, state: &State| {
+            Property::always("no event is lost", |model: &Self, state: &LetterState| {
                 (0..model.events).all(|event| state.is_kept(event))
             }),
             Property::always(
                 "in the end, everything is delivered and resolved",
-                |model: &Self, state: &State| state.is_settled() || !model.next_states(state).is_empty(),
+                |model: &Self, state: &LetterState| {
+                    state.is_settled() || !model.next_states(state).is_empty()
+                },
             ),
-            Property::always("an exhausted envelope is dead-lettered at most once", |_, state: &State| {
-                state.dead_lettered <= state.exhausted
-            }),
+            Property::always(
+                "an exhausted envelope is dead-lettered at most once",
+                |_, state: &LetterState| state.dead_lettered <= state.exhausted,
+            ),
             Property::always(
                 "in the end, each exhausted one was dead-lettered or resolved",
-                |_, state: &State| {
+                |_, state: &LetterState| {
                     !state.is_settled() || state.exhausted <= state.dead_lettered + state.resolved
                 },
             ),
-            Property::always("without a crash, nothing is delivered twice", |model: &Self, state: &State| {
-                let calm = state.left.crashes == model.faults.crashes
-                    && state.left.repetitions == model.faults.repetitions;
-                !calm || state.accepted.iter().all(|times| *times <= 1)
-            }),
-            Property::sometimes("everything is delivered in spite of every fault", |_, state: &State| {
-                let used =
-                    state.left.crashes == 0 && state.left.lost_advisories == 0 && state.left.failures == 0;
-                used && state.left.repetitions == 0 && state.is_settled()
-            }),
+            Property::always(
+                "without a crash, nothing is delivered twice",
+                |model: &Self, state: &LetterState| {
+                    let calm = state.left.crashes == model.faults.crashes
+                        && state.left.repetitions == model.faults.repetitions;
+                    !calm || state.accepted.iter().all(|times| *times <= 1)
+                },
+            ),
+            Property::sometimes(
+                "everything is delivered in spite of every fault",
+                |_, state: &LetterState| {
+                    let used = state.left.crashes == 0
+                        && state.left.lost_advisories == 0
+                        && state.left.failures == 0;
+                    used && state.left.repetitions == 0 && state.is_settled()
+                },
+            ),
             Property::sometimes(
                 "a redriven envelope is exhausted and dead-lettered again",
-                |_, state: &State| state.letters.iter().any(|letter| letter.replaces.is_some()),
+                |_, state: &LetterState| state.letters.iter().any(|letter| letter.replaces.is_some()),
             ),
         ]
     }

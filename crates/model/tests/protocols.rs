@@ -5,7 +5,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 #[test]
 fn every_envelope_is_delivered_and_resolved_whatever_crashes() {
-    let checker = letters::Letters::with(letters::Bug::None).checker().threads(2).spawn_bfs().join();
+    let checker = letters::Letters::with(letters::LetterBug::None).checker().threads(2).spawn_bfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
     assert!(checker.unique_state_count() > 10_000, "only {} states", checker.unique_state_count());
@@ -13,7 +13,7 @@ fn every_envelope_is_delivered_and_resolved_whatever_crashes() {
 
 #[test]
 fn every_envelope_leaves_its_lane_whatever_crashes() {
-    let checker = lanes::Lanes::with(lanes::Bug::None).checker().threads(2).spawn_bfs().join();
+    let checker = lanes::Lanes::with(lanes::LaneBug::None).checker().threads(2).spawn_bfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
     assert!(checker.unique_state_count() > 10_000, "only {} states", checker.unique_state_count());
@@ -24,10 +24,10 @@ fn each_seeded_bug_of_the_letters_is_found() {
     const LOST: &str = "no event is lost";
     const STUCK: &str = "in the end, everything is delivered and resolved";
     for (bug, broken) in [
-        (letters::Bug::SweepOff, STUCK),
-        (letters::Bug::DeleteBeforeCopy, LOST),
-        (letters::Bug::AckBeforeCommit, LOST),
-        (letters::Bug::GoneIsError, STUCK),
+        (letters::LetterBug::SweepOff, STUCK),
+        (letters::LetterBug::DeleteBeforeCopy, LOST),
+        (letters::LetterBug::AckBeforeCommit, LOST),
+        (letters::LetterBug::GoneIsError, STUCK),
     ] {
         let model = letters::Letters::with(bug).checker().threads(2);
         let found = model.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join().discoveries();
@@ -40,10 +40,10 @@ fn each_seeded_bug_of_the_lanes_is_found() {
     const LOST: &str = "no envelope is lost";
     const STUCK: &str = "in the end, everything is delivered";
     for (bug, broken) in [
-        (lanes::Bug::SweepOff, STUCK),
-        (lanes::Bug::AckBeforeCommit, LOST),
-        (lanes::Bug::GoneIsError, STUCK),
-        (lanes::Bug::PausedForever, STUCK),
+        (lanes::LaneBug::SweepOff, STUCK),
+        (lanes::LaneBug::AckBeforeCommit, LOST),
+        (lanes::LaneBug::GoneIsError, STUCK),
+        (lanes::LaneBug::PausedForever, STUCK),
     ] {
         let model = lanes::Lanes::with(bug).checker().threads(2);
         let found = model.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join().discoveries();

@@ -64,10 +64,10 @@ impl AmqpOptions {
 pub struct Amqp {
     options: AmqpOptions,
     uri: AMQPUri,
-    link: Link<Arc<Session>>,
+    link: Link<Arc<AmqpSession>>,
 }
 
-struct Session {
+struct AmqpSession {
     connection: Connection,
     idle: Mutex<Vec<Channel>>,
 }
@@ -110,7 +110,7 @@ impl Amqp {
         Ok(Self { uri, link: Link::new(options.timeouts.connect), options })
     }
 
-    async fn session(&self) -> Result<Linked<Arc<Session>>, PublishError> {
+    async fn session(&self) -> Result<Linked<Arc<AmqpSession>>, PublishError> {
         loop {
             let linked = self.link.get(self.connect()).await?;
             if linked.connection.connection.status().connected() {
@@ -121,7 +121,7 @@ impl Amqp {
         }
     }
 
-    async fn connect(&self) -> Result<Arc<Session>, PublishError> {
+    async fn connect(&self) -> Result<Arc<AmqpSession>, PublishError> {
         let tls = match self.uri.scheme {
             AMQPScheme::AMQPS => Some(transport::tls(self.options.tls.read().await?)?),
             AMQPScheme::AMQP => None,
@@ -135,7 +135,7 @@ impl Amqp {
             )),
             _ => self.unavailable(&error),
         })?;
-        let session = Session { connection, idle: Mutex::default() };
+        let session = AmqpSession { connection, idle: Mutex::default() };
         let channel = self.open(&session).await.map_err(|error| self.unavailable(&error))?;
         if !self.options.exchange.is_empty() {
             let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
@@ -160,7 +160,7 @@ impl Amqp {
         Ok(Arc::new(session))
     }
 
-    async fn open(&self, session: &Session) -> Result<Channel, Error> {
+    async fn open(&self, session: &AmqpSession) -> Result<Channel, Error> {
         let channel = session.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(channel)
@@ -208,7 +208,7 @@ impl Amqp {
         PublishedGroup::all(group)
     }
 
-    async fn channel(&self, session: &Session) -> Result<Channel, PublishError> {
+    async fn channel(&self, session: &AmqpSession) -> Result<Channel, PublishError> {
         while let Some(channel) = session.take() {
             if channel.status().connected() {
                 return Ok(channel);
@@ -267,9 +267,9 @@ impl Amqp {
     fn publish_error(&self, error: &Error) -> PublishError {
         let reason = format!("{}: {error}", self.address());
         let failed = match soft_error(error).map(|soft| meaning(&soft)) {
-            Some(Meaning::TooLarge) => PublishError::permanent(reason),
-            Some(Meaning::Refused) => PublishError::refused(reason),
-            Some(Meaning::Unavailable) | None => PublishError::unavailable(reason),
+            Some(ChannelErrorMeaning::TooLarge) => PublishError::permanent(reason),
+            Some(ChannelErrorMeaning::Refused) => PublishError::refused(reason),
+            Some(ChannelErrorMeaning::Unavailable) | None => PublishError::unavailable(reason),
         };
         failed.caused_by(error.clone())
     }
@@ -277,24 +277,24 @@ impl Amqp {
 
 /// What a broker's error on a channel means for the message that was pending on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum ChannelErrorMeaning {
     TooLarge,
     Refused,
     /// The message is not the cause: all messages are affected.
     Unavailable,
 }
 
-fn meaning(soft: &AMQPSoftError) -> Meaning {
+fn meaning(soft: &AMQPSoftError) -> ChannelErrorMeaning {
     match soft {
         // RabbitMQ's answer to a message above max_message_size; publishing has no other condition.
-        AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => Meaning::TooLarge,
-        AMQPSoftError::ACCESSREFUSED => Meaning::Refused,
+        AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => ChannelErrorMeaning::TooLarge,
+        AMQPSoftError::ACCESSREFUSED => ChannelErrorMeaning::Refused,
         // The exchange was removed, or a resource is locked.
-        _ => Meaning::Unavailable,
+        _ => ChannelErrorMeaning::Unavailable,
     }
 }
 
-impl Session {
+impl AmqpSession {
     fn take(&self) -> Option<Channel> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
@@ -382,12 +382,12 @@ mod tests {
     #[test]
     fn only_an_error_about_the_message_is_attributed_to_it() {
         for (soft, expected) in [
-            (AMQPSoftError::PRECONDITIONFAILED, Meaning::TooLarge),
-            (AMQPSoftError::CONTENTTOOLARGE, Meaning::TooLarge),
-            (AMQPSoftError::ACCESSREFUSED, Meaning::Refused),
-            (AMQPSoftError::RESOURCELOCKED, Meaning::Unavailable),
-            (AMQPSoftError::NOTFOUND, Meaning::Unavailable),
-            (AMQPSoftError::NOCONSUMERS, Meaning::Unavailable),
+            (AMQPSoftError::PRECONDITIONFAILED, ChannelErrorMeaning::TooLarge),
+            (AMQPSoftError::CONTENTTOOLARGE, ChannelErrorMeaning::TooLarge),
+            (AMQPSoftError::ACCESSREFUSED, ChannelErrorMeaning::Refused),
+            (AMQPSoftError::RESOURCELOCKED, ChannelErrorMeaning::Unavailable),
+            (AMQPSoftError::NOTFOUND, ChannelErrorMeaning::Unavailable),
+            (AMQPSoftError::NOCONSUMERS, ChannelErrorMeaning::Unavailable),
         ] {
             assert_eq!(meaning(&soft), expected, "{soft:?}");
         }

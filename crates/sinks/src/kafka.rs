@@ -66,7 +66,7 @@ impl KafkaOptions {
 
 /// What a broker's error code means for the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum RecordErrorMeaning {
     /// The broker can never accept it.
     TooLarge,
     NoTopic,
@@ -75,28 +75,28 @@ enum Meaning {
     Unavailable,
 }
 
-fn meaning(code: ErrorCode) -> Meaning {
+fn meaning(code: ErrorCode) -> RecordErrorMeaning {
     match code {
         ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge | ErrorCode::InvalidTopic => {
-            Meaning::TooLarge
+            RecordErrorMeaning::TooLarge
         }
-        ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId => Meaning::NoTopic,
+        ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId => RecordErrorMeaning::NoTopic,
         ErrorCode::TopicAuthorizationFailed | ErrorCode::InvalidRecord | ErrorCode::PolicyViolation => {
-            Meaning::Refused
+            RecordErrorMeaning::Refused
         }
         // No replicas, leader or coordinator, throttled, out of storage, or an expired producer id.
-        _ => Meaning::Unavailable,
+        _ => RecordErrorMeaning::Unavailable,
     }
 }
 
 /// A Kafka cluster. All publishes share one producer, which has a connection to each broker of the cluster.
 pub struct Kafka {
     options: KafkaOptions,
-    link: Link<Session>,
+    link: Link<KafkaSession>,
 }
 
 #[derive(Clone)]
-struct Session {
+struct KafkaSession {
     client: Client,
     producer: Arc<Producer>,
 }
@@ -124,11 +124,11 @@ impl Kafka {
         Ok(Self { link: Link::new(options.timeouts.connect), options })
     }
 
-    async fn session(&self) -> Result<Linked<Session>, PublishError> {
+    async fn session(&self) -> Result<Linked<KafkaSession>, PublishError> {
         self.link.get(self.connect()).await
     }
 
-    async fn connect(&self) -> Result<Session, PublishError> {
+    async fn connect(&self) -> Result<KafkaSession, PublishError> {
         let options = &self.options;
         // A send first waits for buffer space and the topic's partitions, then for the acknowledgement.
         let half = options.timeouts.publish / 2;
@@ -158,7 +158,7 @@ impl Kafka {
             .build()
             .await
             .map_err(|error| self.error(&error))?;
-        Ok(Session { client, producer: Arc::new(producer) })
+        Ok(KafkaSession { client, producer: Arc::new(producer) })
     }
 
     async fn security(&self) -> Result<Option<AuthConfig>, PublishError> {
@@ -201,12 +201,12 @@ impl Kafka {
                 ));
             }
             KrafkaError::Broker { code, .. } => match meaning(*code) {
-                Meaning::TooLarge => PublishError::permanent(reason),
-                Meaning::NoTopic => {
+                RecordErrorMeaning::TooLarge => PublishError::permanent(reason),
+                RecordErrorMeaning::NoTopic => {
                     PublishError::refused(format!("{reason}; create the topic, or correct destination"))
                 }
-                Meaning::Refused => PublishError::refused(reason),
-                Meaning::Unavailable => PublishError::unavailable(reason),
+                RecordErrorMeaning::Refused => PublishError::refused(reason),
+                RecordErrorMeaning::Unavailable => PublishError::unavailable(reason),
             },
             KrafkaError::UnknownTopic { topic } => PublishError::refused(format!(
                 "{}: no topic {topic:?}; create it, or correct destination",
@@ -250,7 +250,7 @@ impl Kafka {
 
     async fn publish_one(
         &self,
-        linked: &Linked<Session>,
+        linked: &Linked<KafkaSession>,
         message: &OutgoingMessage,
     ) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_TOPIC {
@@ -288,7 +288,7 @@ impl Kafka {
         Err(error)
     }
 
-    async fn end(&self, session: Session) {
+    async fn end(&self, session: KafkaSession) {
         let options = CloseOptions::new().timeout(self.options.timeouts.connect);
         if let Err(error) = session.producer.close_with(options).await {
             KafkaRecordsPending { error: &error }.emit();
@@ -349,15 +349,15 @@ mod tests {
             ErrorCode::UnknownProducerId,
             ErrorCode::UnknownServerError,
         ] {
-            assert_eq!(meaning(code), Meaning::Unavailable, "{code:?}");
+            assert_eq!(meaning(code), RecordErrorMeaning::Unavailable, "{code:?}");
         }
         for (code, expected) in [
-            (ErrorCode::MessageTooLarge, Meaning::TooLarge),
-            (ErrorCode::RecordListTooLarge, Meaning::TooLarge),
-            (ErrorCode::InvalidTopic, Meaning::TooLarge),
-            (ErrorCode::UnknownTopicOrPartition, Meaning::NoTopic),
-            (ErrorCode::TopicAuthorizationFailed, Meaning::Refused),
-            (ErrorCode::PolicyViolation, Meaning::Refused),
+            (ErrorCode::MessageTooLarge, RecordErrorMeaning::TooLarge),
+            (ErrorCode::RecordListTooLarge, RecordErrorMeaning::TooLarge),
+            (ErrorCode::InvalidTopic, RecordErrorMeaning::TooLarge),
+            (ErrorCode::UnknownTopicOrPartition, RecordErrorMeaning::NoTopic),
+            (ErrorCode::TopicAuthorizationFailed, RecordErrorMeaning::Refused),
+            (ErrorCode::PolicyViolation, RecordErrorMeaning::Refused),
         ] {
             assert_eq!(meaning(code), expected, "{code:?}");
         }

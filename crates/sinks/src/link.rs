@@ -24,10 +24,10 @@ struct Slot<C> {
     current: Option<C>,
     closed: bool,
     /// The last failure, if no connection succeeded since.
-    failure: Option<Failure>,
+    failure: Option<ConnectFailure>,
 }
 
-struct Failure {
+struct ConnectFailure {
     error: PublishError,
     not_before: Instant,
     pause: Duration,
@@ -89,7 +89,7 @@ impl<C: Clone> Link<C> {
                 let pause = before.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
                 // Jitter, so that several processes do not reconnect at the same time.
                 let not_before = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
-                slot.failure = Some(Failure { error: error.clone(), not_before, pause });
+                slot.failure = Some(ConnectFailure { error: error.clone(), not_before, pause });
                 Err(error)
             }
         }

@@ -55,7 +55,7 @@ impl RedisOptions {
 
 /// What an error means for the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum ServerErrorMeaning {
     /// The message is not the cause: the server accepts none at the moment.
     Unavailable,
     /// The message is not the cause: the server is a cluster.
@@ -65,9 +65,9 @@ enum Meaning {
 }
 
 /// Decides by the error code, the first word of Redis's answer. An error without a code is one of the connection.
-fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
+fn meaning(kind: ErrorKind, code: Option<&str>) -> ServerErrorMeaning {
     match (kind, code) {
-        (_, Some("MOVED" | "ASK" | "CROSSSLOT")) => Meaning::Cluster,
+        (_, Some("MOVED" | "ASK" | "CROSSSLOT")) => ServerErrorMeaning::Cluster,
         (
             _,
             // Out of memory, read-only, starting, without its master, cluster or replicas, unable to persist, busy
@@ -76,9 +76,9 @@ fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
                 "OOM" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "MISCONF"
                 | "BUSY" | "NOREPLICAS" | "NOAUTH" | "WRONGPASS",
             ),
-        ) => Meaning::Unavailable,
-        (ErrorKind::Server(_) | ErrorKind::Extension, _) => Meaning::Refused,
-        _ => Meaning::Unavailable,
+        ) => ServerErrorMeaning::Unavailable,
+        (ErrorKind::Server(_) | ErrorKind::Extension, _) => ServerErrorMeaning::Refused,
+        _ => ServerErrorMeaning::Unavailable,
     }
 }
 
@@ -183,11 +183,11 @@ impl Redis {
     fn error(&self, error: &RedisError) -> PublishError {
         let reason = format!("{}:{}: {error}", self.host, self.port);
         let failed = match meaning(error.kind(), error.code()) {
-            Meaning::Unavailable => PublishError::unavailable(reason),
-            Meaning::Cluster => PublishError::unavailable(format!(
+            ServerErrorMeaning::Unavailable => PublishError::unavailable(reason),
+            ServerErrorMeaning::Cluster => PublishError::unavailable(format!(
                 "{reason}: this is a Redis Cluster; set url to a server without cluster mode"
             )),
-            Meaning::Refused => PublishError::refused(reason),
+            ServerErrorMeaning::Refused => PublishError::refused(reason),
         };
         failed.caused_by(error.clone())
     }
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     /// As the client reads the server's answer `-CODE text`.
-    fn of(answer: &str) -> Meaning {
+    fn of(answer: &str) -> ServerErrorMeaning {
         let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes());
         let error = value.and_then(redis::Value::extract_error).expect_err("it is an error");
         meaning(error.kind(), error.code())
@@ -332,10 +332,10 @@ mod tests {
             "NOAUTH Authentication required.",
             "WRONGPASS invalid username-password pair or user is disabled.",
         ] {
-            assert_eq!(of(answer), Meaning::Unavailable, "{answer}");
+            assert_eq!(of(answer), ServerErrorMeaning::Unavailable, "{answer}");
         }
         for answer in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "CROSSSLOT Keys in request"] {
-            assert_eq!(of(answer), Meaning::Cluster, "{answer}");
+            assert_eq!(of(answer), ServerErrorMeaning::Cluster, "{answer}");
         }
         for answer in [
             "WRONGTYPE Operation against a key holding the wrong kind of value",
@@ -343,10 +343,10 @@ mod tests {
             "ERR unknown command 'XADD'",
             "SOMETHING new",
         ] {
-            assert_eq!(of(answer), Meaning::Refused, "{answer}");
+            assert_eq!(of(answer), ServerErrorMeaning::Refused, "{answer}");
         }
         for kind in [ErrorKind::Io, ErrorKind::Parse, ErrorKind::AuthenticationFailed] {
-            assert_eq!(meaning(kind, None), Meaning::Unavailable, "{kind:?}");
+            assert_eq!(meaning(kind, None), ServerErrorMeaning::Unavailable, "{kind:?}");
         }
     }
 }

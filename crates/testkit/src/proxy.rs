@@ -45,7 +45,7 @@ struct Flow {
     cuts: u64,
 }
 
-struct Shared {
+struct ProxyState {
     upstream: SocketAddr,
     flow: watch::Sender<Flow>,
     rules: Mutex<Vec<Rule>>,
@@ -59,7 +59,7 @@ struct Shared {
 /// the proxy closes the other. The server must not announce its own address to clients; a single nats-server does not.
 pub struct FaultProxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,
 }
 
@@ -101,7 +101,7 @@ impl FaultProxy {
     pub async fn bind(upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             upstream,
             flow: watch::Sender::new(Flow::default()),
             rules: Mutex::default(),
@@ -195,7 +195,7 @@ impl Drop for FaultProxy {
     }
 }
 
-async fn connection(client: TcpStream, mut flow: watch::Receiver<Flow>, shared: &Shared) {
+async fn connection(client: TcpStream, mut flow: watch::Receiver<Flow>, shared: &ProxyState) {
     let cuts = flow.borrow_and_update().cuts;
     let Ok(server) = TcpStream::connect(shared.upstream).await else { return };
     if server.set_nodelay(true).is_err() {
@@ -219,7 +219,7 @@ struct Pump<'a> {
     direction: Direction,
     /// Set by a rule, for both directions of a connection.
     held: &'a watch::Sender<bool>,
-    shared: &'a Shared,
+    shared: &'a ProxyState,
 }
 
 impl Pump<'_> {

@@ -20,7 +20,7 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 /// Tokens and requests that are remembered; the oldest are forgotten first.
 const MOST_REMEMBERED: usize = 1_000;
 
-struct Shared {
+struct TokenIssuer {
     client_id: String,
     client_secret: String,
     state: Mutex<State>,
@@ -39,7 +39,7 @@ struct State {
     issued: usize,
 }
 
-impl Shared {
+impl TokenIssuer {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +49,7 @@ impl Shared {
 /// `client_secret_basic` or `client_secret_post`.
 pub struct TokenEndpoint {
     endpoint: HttpEndpoint,
-    shared: Arc<Shared>,
+    shared: Arc<TokenIssuer>,
 }
 
 impl TokenEndpoint {
@@ -69,7 +69,7 @@ impl TokenEndpoint {
     ///
     /// No port is free.
     pub async fn bind(client_id: &str, client_secret: &str) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TokenIssuer {
             client_id: client_id.to_owned(),
             client_secret: client_secret.to_owned(),
             state: Mutex::new(State { lifetime: LIFETIME, ..State::default() }),
@@ -147,7 +147,7 @@ fn push<T>(remembered: &mut VecDeque<T>, value: T) {
     remembered.push_back(value);
 }
 
-fn handle(shared: &Shared, request: &Request<Bytes>) -> Response<Body> {
+fn handle(shared: &TokenIssuer, request: &Request<Bytes>) -> Response<Body> {
     if request.uri().path() != PATH {
         return response(StatusCode::NOT_FOUND, "");
     }

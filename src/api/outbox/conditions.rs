@@ -15,7 +15,7 @@ const MOST_IDS: usize = 1_000;
 /// Selects a page of rows. All conditions must hold.
 #[derive(Debug, Default, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct ListQuery {
+pub(super) struct OutboxListQuery {
     /// Target broker: `internal`, or the name of an external broker
     broker: Option<String>,
     /// Statuses; repeated, or separated by commas
@@ -32,7 +32,7 @@ pub(super) struct ListQuery {
     after: Option<String>,
 }
 
-/// A parsed [`ListQuery`].
+/// A parsed [`OutboxListQuery`].
 pub(super) struct Listing {
     pub(super) selection: RowSelection,
     pub(super) after: RowCursor,
@@ -42,7 +42,7 @@ pub(super) struct Listing {
 impl Listing {
     /// Reads a query that [`QueryRules`](crate::api::query_rules::QueryRules) has checked.
     pub(super) fn of_query(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut query = ListQuery::default();
+        let mut query = OutboxListQuery::default();
         for (name, value) in pairs {
             match name.as_str() {
                 "status" => {
@@ -59,7 +59,7 @@ impl Listing {
                 _ => {}
             }
         }
-        let ListQuery { broker, status, stream, event_key, limit: asked, after } = query;
+        let OutboxListQuery { broker, status, stream, event_key, limit: asked, after } = query;
         check_broker(broker.as_deref())?;
         Ok(Self {
             after: parsed("after", after.as_deref())?.unwrap_or_default(),

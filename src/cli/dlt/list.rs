@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::select::{Filter, explain, note_unknown_names};
+use super::select::{DeadLetterSelectionOptions, explain, note_unknown_names};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{JsonArray, Printer, cell, note, or_dash, time};
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 #[derive(Debug, Args)]
 pub(crate) struct DltListOptions {
     #[command(flatten)]
-    filter: Filter,
+    filter: DeadLetterSelectionOptions,
     /// Maximum number of dead letters
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,

@@ -18,7 +18,7 @@ use crate::management::dead_letters::DeadLetterQuery;
 use crate::management::{Management, ManagementError, SubscriptionFilter, SubscriptionSelector};
 
 #[derive(Debug, Default, Args)]
-pub(super) struct Filter {
+pub(super) struct DeadLetterSelectionOptions {
     /// Domains; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     pub domains: Vec<String>,
@@ -78,7 +78,7 @@ impl Moment {
     }
 }
 
-impl Filter {
+impl DeadLetterSelectionOptions {
     /// Builds the query, with ages relative to now.
     pub(super) fn resolve(&self, ids: &[String]) -> Result<DeadLetterQuery, CliError> {
         let now = OffsetDateTime::now_utc();
@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn the_help_names_every_reason() {
-        let help = Filter::augment_args(clap::Command::new("list")).render_help().to_string();
+        let help =
+            DeadLetterSelectionOptions::augment_args(clap::Command::new("list")).render_help().to_string();
         let words: Vec<&str> = help.split([' ', ',', '\n']).collect();
         for reason in Reason::PRODUCED {
             assert!(words.contains(&reason.as_str()), "{reason:?} in {help}");

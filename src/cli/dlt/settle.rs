@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::drain;
-use super::select::{Filter, explain};
+use super::select::{DeadLetterSelectionOptions, explain};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, confirm, progress, spinner};
@@ -23,7 +23,7 @@ pub(super) struct DltSelection {
     /// Ids, as printed by `hub dlt list`
     ids: Vec<String>,
     #[command(flatten)]
-    filter: Filter,
+    filter: DeadLetterSelectionOptions,
     /// All dead letters
     #[arg(long)]
     all: bool,

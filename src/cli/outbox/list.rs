@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::select::{Filter, note_unknown_broker};
+use super::select::{RowSelectionOptions, note_unknown_broker};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{JsonArray, Printer, cell, note, time};
 use crate::management::producer_outbox::{ProducerOutbox, Row, RowCursor};
@@ -13,7 +13,7 @@ const PAGE: usize = 1_000;
 #[derive(Debug, Args)]
 pub(super) struct OutboxListOptions {
     #[command(flatten)]
-    filter: Filter,
+    filter: RowSelectionOptions,
     /// Maximum number of rows
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,

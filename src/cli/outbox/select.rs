@@ -9,7 +9,7 @@ use crate::domain::producer_outbox::{Status, TARGET_BROKER_NAMES, is_target_brok
 use crate::management::producer_outbox::{ProducerOutbox, RowSelection};
 
 #[derive(Debug, Default, Args)]
-pub(super) struct Filter {
+pub(super) struct RowSelectionOptions {
     /// Target broker: internal, or the name of an external broker
     #[arg(long, value_name = "NAME", value_parser = target_broker)]
     broker: Option<String>,
@@ -46,7 +46,7 @@ pub(super) async fn note_unknown_broker(
     Ok(())
 }
 
-impl Filter {
+impl RowSelectionOptions {
     fn is_empty(&self) -> bool {
         let Self { broker, statuses, stream, event_key } = self;
         broker.is_none() && statuses.is_empty() && stream.is_none() && event_key.is_none()
@@ -69,7 +69,7 @@ pub(super) struct RowArguments {
     /// Event ids, on all brokers unless --broker is set
     ids: Vec<String>,
     #[command(flatten)]
-    filter: Filter,
+    filter: RowSelectionOptions,
     /// All rows
     #[arg(long)]
     all: bool,

@@ -2,11 +2,11 @@
 
 use crate::cli::output::{cell, time, warn};
 use crate::management::Management;
-use crate::management::waits::{Wait, WaitReason};
+use crate::management::waits::{DeliveryWait, WaitReason};
 use crate::nats::StoredSubscription;
 
 /// What still delays its envelopes. A failure is a warning, because the subscription is resumed.
-pub(super) async fn found(management: &Management, stored: &StoredSubscription) -> Vec<Wait> {
+pub(super) async fn found(management: &Management, stored: &StoredSubscription) -> Vec<DeliveryWait> {
     match management.waits(stored).await {
         Ok(waits) => waits,
         Err(error) => {
@@ -17,7 +17,7 @@ pub(super) async fn found(management: &Management, stored: &StoredSubscription) 
 }
 
 /// One line, with the command that helps. `name`: that of the subscription.
-pub(super) fn text(Wait { domain, reason, until, last_error }: &Wait, name: &str) -> String {
+pub(super) fn text(DeliveryWait { domain, reason, until, last_error }: &DeliveryWait, name: &str) -> String {
     let because = last_error.as_deref().map(|error| format!(" ({})", cell(error, 120))).unwrap_or_default();
     match (reason, until.map(time)) {
         (WaitReason::DomainPaused, Some(until)) => {
@@ -61,7 +61,7 @@ mod tests {
             (CircuitHalfOpen, None, "`hub subscription show acme/crm --circuits`"),
         ] {
             let last_error = (reason != DomainPaused).then(|| "status 500".to_owned());
-            let wait = Wait { domain: "a".to_owned(), reason, until, last_error };
+            let wait = DeliveryWait { domain: "a".to_owned(), reason, until, last_error };
             let text = text(&wait, "acme/crm");
             assert!(text.starts_with("a: ") && text.contains(has), "{text}");
         }

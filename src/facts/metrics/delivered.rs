@@ -74,10 +74,10 @@ impl DeliveredFamilies {
 
 /// A histogram of times.
 #[derive(Debug, Clone, Default)]
-pub(in crate::facts) struct Latency(Arc<Counts>);
+pub(in crate::facts) struct Latency(Arc<HistogramCounts>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct HistogramCounts {
     buckets: [AtomicU64; BOUNDS.len() + 1],
     sum_millis: AtomicU64,
 }

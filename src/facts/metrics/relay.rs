@@ -1,7 +1,6 @@
 //! The producer outbox, by target broker: `hub_relay_…`. (`hub_outbox_…` are the domain outboxes.)
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,12 +10,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::streams::Seconds;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(in crate::facts) struct BrokerLabel {
     broker: String,
 }
-
-type Seconds = Gauge<f64, AtomicU64>;
 
 const LAG_SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];

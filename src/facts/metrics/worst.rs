@@ -37,11 +37,11 @@ pub(super) struct Worst {
 /// The worst subscriptions of a domain. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(in crate::facts) struct OfDomain {
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<Mutex<SubscriptionCounts>>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct SubscriptionCounts {
     /// Worst first.
     backlogs: Vec<SubscriptionBacklog>,
     /// Failed attempts by tenant and id.
@@ -78,7 +78,7 @@ impl DomainMetrics {
         if self.most_subscriptions() == 0 {
             return;
         }
-        let Counts { failed, .. } = &mut *locked(&self.worst.counts);
+        let SubscriptionCounts { failed, .. } = &mut *locked(&self.worst.counts);
         let name = (tenant.to_owned(), id.to_owned());
         if failed.len() >= MOST_COUNTED && !failed.contains_key(&name) {
             let fewest = failed.iter().min_by_key(|(_, count)| **count).map(|(name, _)| name.clone());
@@ -88,7 +88,7 @@ impl DomainMetrics {
     }
 }
 
-impl Counts {
+impl SubscriptionCounts {
     /// The subscriptions with the most failed attempts.
     fn failing(&self, most: usize) -> Vec<(&str, &str, u64)> {
         let mut failing: Vec<_> =

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::LeftLetters;
 use super::pages::{Fate, Line, LinePage, Marks, Part};
 use super::used_up::UsedUpWatch;
-use crate::domain::backlog::{Look, Usage};
+use crate::domain::backlog::{OutboxLook, Usage};
 use crate::domain::replay_pace::{
-    Allowance, Awaited, Extent, Fit, MOST_AT_ONCE, OVERHEAD, Room, Wait, WaitingEvents,
+    Allowance, Awaited, Extent, Fit, MOST_AT_ONCE, OVERHEAD, ReplayRoom, Wait, WaitingEvents,
 };
 use crate::domain::stream_fill::Fill;
 use crate::management::dead_letter_actions::{DeadLetterAction, RemovedOwners, SelectedDeadLetter};
@@ -223,9 +223,9 @@ impl<'a> DomainDrain<'a> {
         let (pending, bytes) = (self.not_taken(), self.not_taken.values().map(|one| one.size).sum());
         let beyond = (self.watch.used_up.total() > 0).then(|| {
             let (unfinished, more) = self.watch.unfinished_beside(&self.not_taken);
-            Room::beside_used_up(outbox, pending + unfinished, bytes + more)
+            ReplayRoom::beside_used_up(outbox, pending + unfinished, bytes + more)
         });
-        Allowance::new(Room::of_outbox(outbox, pending, bytes), beyond).at_most(MOST_PER_LOOK)
+        Allowance::new(ReplayRoom::of_outbox(outbox, pending, bytes), beyond).at_most(MOST_PER_LOOK)
     }
 
     /// All that there was is done. Whether events or used-up envelopes had no room, and come again.
@@ -250,7 +250,7 @@ impl<'a> DomainDrain<'a> {
     /// What to read of each subscription that has unread dead letters, from the one after the last.
     async fn parts(
         &mut self,
-        look: &Look,
+        look: &OutboxLook,
         outbox: &Fill,
         subjects: &BTreeMap<String, Vec<String>>,
         end: u64,
@@ -287,9 +287,9 @@ impl<'a> DomainDrain<'a> {
                 free: outbox.max_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(look.bytes)),
                 grace: 0,
             };
-            let room = Room::of_subscription(&line.limits.unwrap_or_default(), &usage);
+            let room = ReplayRoom::of_subscription(&line.limits.unwrap_or_default(), &usage);
             let beyond = (used_up.is_uncertain(token) || used_up.is_all(token))
-                .then(|| Room::of_few(self.watch.unfinished_of(token)));
+                .then(|| ReplayRoom::of_few(self.watch.unfinished_of(token)));
             let room = Allowance::new(room, beyond);
             let is_of_stops = room.is_none();
             let count = if is_of_stops { STOPS_READ } else { room.count(line.average).min(MOST_AT_ONCE) };

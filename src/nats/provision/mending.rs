@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{ProvisionError, Provisioned, apply_stream, wanted};
-use crate::domain::agreement::Decision;
+use crate::domain::agreement::AgreementDecision;
 use crate::domain::shared_settings::{RecordedBy, SharedSettings};
 use crate::nats::agreement::{Looked, REGISTRY, metadata, record_fields, recorded_settings};
 use crate::nats::connection::JetStream;
@@ -43,7 +43,7 @@ pub async fn record_again(js: &JetStream, settings: &SharedSettings) -> Result<b
 
 /// The next update that follows from a look; `None` if nothing is damaged, or this process cannot know it.
 fn decide(js: &JetStream, settings: &SharedSettings, looked: &Looked) -> Option<Mending> {
-    let Decision { write_settings, write_id, write_bucket, .. } = &looked.decision;
+    let AgreementDecision { write_settings, write_id, write_bucket, .. } = &looked.decision;
     let [own_settings, own_id] =
         record_fields(settings, js.recorded_by(), write_id.as_deref().unwrap_or_default());
     let mut fields = Vec::new();

@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use super::deliveries::Deliveries;
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
-use crate::domain::deliveries::{Verdict, after_last_delivery, is_final};
+use crate::domain::deliveries::{UndeliveredVerdict, after_last_delivery, is_final};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Fault, Reason};
@@ -143,21 +143,23 @@ impl Router {
         let mut letter = match &envelope {
             Some(envelope) => {
                 let words = self.final_attempt(domain, envelope, carried).await?.map(|(_, words)| words);
-                let verdict =
-                    match self.verdict(domain, &message, envelope, carried, words.as_ref(), cause).await {
-                        // A copy would lose its place.
-                        Verdict::PublishAgain(counts) if names.is_in_strict_lane(&message.subject) => {
-                            Verdict::DeadLetter { reason: Reason::Stranded, attempts: counts.attempts }
-                        }
-                        verdict => verdict,
-                    };
+                let verdict = match self
+                    .verdict(domain, &message, envelope, carried, words.as_ref(), cause)
+                    .await
+                {
+                    // A copy would lose its place.
+                    UndeliveredVerdict::PublishAgain(counts) if names.is_in_strict_lane(&message.subject) => {
+                        UndeliveredVerdict::DeadLetter { reason: Reason::Stranded, attempts: counts.attempts }
+                    }
+                    verdict => verdict,
+                };
                 match verdict {
-                    Verdict::PublishAgain(counts) => {
+                    UndeliveredVerdict::PublishAgain(counts) => {
                         self.publish_again(domain, &message, envelope, counts).await?;
                         self.js.delete(stream, sequence).await?;
                         return Ok(Routed::PublishedAgain);
                     }
-                    Verdict::DeadLetter { reason, attempts } => {
+                    UndeliveredVerdict::DeadLetter { reason, attempts } => {
                         self.letter(domain, Origin::of(envelope), carried, reason, attempts, words)
                     }
                 }
@@ -245,7 +247,7 @@ impl Router {
         carried: Carried,
         words: Option<&LastWords>,
         cause: Cause<'_>,
-    ) -> Verdict {
+    ) -> UndeliveredVerdict {
         let deliveries = match cause {
             Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
             Cause::Panicked { .. } => 0,

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::committer::Planned;
 use super::recent::Recent;
-use crate::domain::backlog::{Backlog, BacklogLimits, Decision, Ledger, Notice, size};
+use crate::domain::backlog::{Backlog, BacklogLimits, BacklogNotice, Ledger, QuotaDecision, size};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
@@ -48,14 +48,14 @@ pub(super) struct QuotaSettings {
 }
 
 /// The ledger of a domain, with its clock.
-struct Shared {
+struct DomainLedger {
     ledger: Mutex<Ledger>,
     /// Events wait because of their envelopes over quota.
     waits: Mutex<Option<Waits>>,
     started: Instant,
 }
 
-impl Shared {
+impl DomainLedger {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,7 +65,7 @@ impl Shared {
 pub(super) struct Watch {
     js: JetStream,
     domain: String,
-    shared: Arc<Shared>,
+    shared: Arc<DomainLedger>,
     metrics: DomainMetrics,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Watch {
 pub(super) struct Backlogs {
     js: JetStream,
     domain: String,
-    shared: Arc<Shared>,
+    shared: Arc<DomainLedger>,
     schedule: Vec<Duration>,
     metrics: DomainMetrics,
     all: Metrics,
@@ -97,10 +97,10 @@ struct Doubtful {
     envelope: usize,
     token: String,
     limits: BacklogLimits,
-    refusal: Refusal,
+    refusal: QuotaRefusal,
 }
 
-enum Refusal {
+enum QuotaRefusal {
     /// It is dead-lettered already.
     Before,
     /// It does not fit, as far as the ledger knows.
@@ -119,7 +119,7 @@ impl Backlogs {
     ) -> (Self, Watch) {
         let ledger = Ledger::new(settings.limits, settings.outbox_size);
         let (ledger, waits) = (Mutex::new(ledger), Mutex::default());
-        let shared = Arc::new(Shared { ledger, waits, started: Instant::now() });
+        let shared = Arc::new(DomainLedger { ledger, waits, started: Instant::now() });
         let domain = domain.to_owned();
         let watch = Watch {
             js: js.clone(),
@@ -138,7 +138,7 @@ impl Backlogs {
         if doubtful.is_empty() {
             return Admitted { events: group, kept: Vec::new() };
         }
-        if doubtful.iter().any(|one| matches!(one.refusal, Refusal::Perhaps)) {
+        if doubtful.iter().any(|one| matches!(one.refusal, QuotaRefusal::Perhaps)) {
             let (paused, counted) = tokio::join!(self.is_paused(), self.look_again(&doubtful));
             self.decide(&mut group, &mut doubtful, &counted, paused);
         }
@@ -167,18 +167,18 @@ impl Backlogs {
                 }
                 let Some(parsed) = self.js.names().parse_outbox(&envelope.subject) else { continue };
                 let refusal = if self.refused.contains(&envelope.message_id) {
-                    Refusal::Before
+                    QuotaRefusal::Before
                 } else {
                     let size = envelope.stored_bytes() as u64;
                     match ledger.add(parsed.subscription, size, limits, now) {
-                        Decision::Fits { own_lane } => {
+                        QuotaDecision::Fits { own_lane } => {
                             if own_lane && !is_strict_lane(parsed.lane) {
                                 to_own_lanes += 1;
                                 envelope.subject = self.subject_in_own_lane(parsed.subscription);
                             }
                             continue;
                         }
-                        Decision::Exceeds { .. } => Refusal::Perhaps,
+                        QuotaDecision::Exceeds { .. } => QuotaRefusal::Perhaps,
                     }
                 };
                 let token = parsed.subscription.to_owned();
@@ -213,7 +213,7 @@ impl Backlogs {
 
     /// Counts the backlogs of the subscriptions with doubtful envelopes exactly. Returns those that are counted.
     async fn look_again(&self, doubtful: &[Doubtful]) -> HashSet<String> {
-        let perhaps = doubtful.iter().filter(|one| matches!(one.refusal, Refusal::Perhaps));
+        let perhaps = doubtful.iter().filter(|one| matches!(one.refusal, QuotaRefusal::Perhaps));
         let tokens: HashSet<String> = perhaps.map(|one| one.token.clone()).collect();
         let at = self.shared.started.elapsed();
         let looks: Vec<_> = stream::iter(tokens)
@@ -255,7 +255,7 @@ impl Backlogs {
         let now = self.shared.started.elapsed();
         let mut ledger = self.shared.ledger();
         doubtful.retain_mut(|one| {
-            if matches!(one.refusal, Refusal::Before) {
+            if matches!(one.refusal, QuotaRefusal::Before) {
                 return true;
             }
             let planned = group.get_mut(one.event);
@@ -268,17 +268,17 @@ impl Backlogs {
                 Some(true) | None => ledger.add(&one.token, size, one.limits, now),
             };
             let own_lane = match decision {
-                Decision::Fits { own_lane } => own_lane,
-                Decision::Exceeds { .. } if paused == Some(true) => {
+                QuotaDecision::Fits { own_lane } => own_lane,
+                QuotaDecision::Exceeds { .. } if paused == Some(true) => {
                     ledger.add_in_pause(&one.token, size, now)
                 }
-                Decision::Exceeds { .. } if paused.is_none() || !counted.contains(&one.token) => {
+                QuotaDecision::Exceeds { .. } if paused.is_none() || !counted.contains(&one.token) => {
                     ledger.add_beyond(&one.token, size, now)
                 }
-                Decision::Exceeds { exceeded, messages, bytes } => {
+                QuotaDecision::Exceeds { exceeded, messages, bytes } => {
                     let bytes = size::shown(bytes);
                     let why = format!("the backlog has {messages} envelopes, about {bytes}; {exceeded}");
-                    one.refusal = Refusal::Exceeds(why);
+                    one.refusal = QuotaRefusal::Exceeds(why);
                     return true;
                 }
             };
@@ -346,7 +346,7 @@ impl Watch {
         let look = self.js.backlogs(&self.domain, None).await?;
         let (fullest, notices) = self.shared.ledger().note(&look, at);
         self.metrics.fullest_backlog(fullest);
-        for Notice { token, percent, messages } in notices {
+        for BacklogNotice { token, percent, messages } in notices {
             if let Some(subscription) = SubscriptionRef::from_token(&token) {
                 BacklogNearLimit { subscription: &subscription, percent, messages }.emit(&self.metrics);
             }

@@ -25,7 +25,7 @@ use super::rejecter::Rejecter;
 use super::settled::Settled;
 use super::{ACK_WAIT, until};
 use crate::domain::backlog::BacklogLimits;
-use crate::domain::commit_group::{Load, Refusal, Room, halves};
+use crate::domain::commit_group::{AfterRefusal, Load, OutboxCapacity, halves};
 use crate::facts::{
     DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxLimitsNotRead,
     OutboxUnblocked,
@@ -329,13 +329,13 @@ impl Committer {
         }
         let refusal = match self.read_limits().await {
             Some((room, is_empty)) => room.refusal(planned.largest(), planned.load(), is_empty),
-            None => Refusal::Waits,
+            None => AfterRefusal::Waits,
         };
         match refusal {
             // The planner compares with the same limits, and sets aside what can never fit.
-            Refusal::TooLarge => planned.message.acker.nak(Some(BUSY_DELAY)).await,
-            Refusal::InParts => self.start_in_parts(planned).await,
-            Refusal::Waits => {
+            AfterRefusal::TooLarge => planned.message.acker.nak(Some(BUSY_DELAY)).await,
+            AfterRefusal::InParts => self.start_in_parts(planned).await,
+            AfterRefusal::Waits => {
                 self.block(error, planned.bytes());
                 self.try_later(planned).await;
             }
@@ -352,7 +352,7 @@ impl Committer {
     }
 
     /// The outbox's limits as they are now, and whether it is empty; `None` if the server does not say.
-    async fn read_limits(&self) -> Option<(Room, bool)> {
+    async fn read_limits(&self) -> Option<(OutboxCapacity, bool)> {
         let read = self.outbox.read().await;
         read.inspect_err(|error| OutboxLimitsNotRead { error, stream: self.outbox.stream() }.emit()).ok()
     }

@@ -14,7 +14,7 @@ use super::leftovers::Again;
 use super::missing_lanes::MissingLanes;
 use super::order_notices::OrderNotes;
 use super::{ACK_WAIT, CONSUMER};
-use crate::domain::publishing_order::{PublishingOrder, Step};
+use crate::domain::publishing_order::{OrderStep, PublishingOrder};
 use crate::domain::take_over::TakeOver;
 use crate::facts::EventTakenOver;
 use crate::nats::subjects::is_strict_lane;
@@ -256,18 +256,18 @@ impl InOrder {
         }
         loop {
             match self.order.next(most) {
-                Step::Commit(sequences) => {
+                OrderStep::Commit(sequences) => {
                     let now = Instant::now();
                     (self.look_at, self.ready_at) = (now, now);
                     self.is_paused = false;
                     return Ok(sequences.into_iter().filter_map(|sequence| self.take(sequence)).collect());
                 }
-                Step::LookUp(from) if left > 0 => {
+                OrderStep::LookUp(from) if left > 0 => {
                     let together = self.order.unknown_from(from, left.min(AT_ONCE));
                     left -= together.len();
                     self.look_up(&stream, together).await?;
                 }
-                Step::Wait | Step::LookUp(_) => {
+                OrderStep::Wait | OrderStep::LookUp(_) => {
                     let is_soon = self.ready_at.elapsed() < A_WHILE;
                     self.look_at = Instant::now() + if is_soon { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
                     self.is_paused = false;

@@ -16,7 +16,7 @@ use super::decoder::Decoder;
 use super::planner::Held;
 use super::settled::Settled;
 use crate::domain::lately::Stored;
-use crate::domain::leftovers::{EventMark, Leftovers, Step, Verdict, decide};
+use crate::domain::leftovers::{EventMark, LeftoverStep, LeftoverVerdict, Leftovers, decide};
 use crate::facts::{LeftoverFannedOut, LeftoverRemoved, LeftoversNotHandled};
 use crate::nats::{JetStream, NatsError, Sought, StoredMessage};
 use crate::panics;
@@ -115,13 +115,15 @@ impl Sweep {
             let Some(at_nanos) = message.stored_at_nanos() else { continue };
             let stored = Stored::new(message.sequence, at_nanos);
             match self.leftovers.found(stored, self.settled.knows(stored)) {
-                Step::Wait => {}
-                Step::Remove => self.remove(&stream, message).await,
-                Step::LookForTraces if doubtful.len() < MOST_TOGETHER && bytes < MOST_BYTES_TOGETHER => {
+                LeftoverStep::Wait => {}
+                LeftoverStep::Remove => self.remove(&stream, message).await,
+                LeftoverStep::LookForTraces
+                    if doubtful.len() < MOST_TOGETHER && bytes < MOST_BYTES_TOGETHER =>
+                {
                     bytes += message.payload.len();
                     doubtful.push(message);
                 }
-                Step::LookForTraces => self.leftovers.defer(stored),
+                LeftoverStep::LookForTraces => self.leftovers.defer(stored),
             }
         }
         self.leftovers.end_look();
@@ -151,9 +153,9 @@ impl Sweep {
             let sequence = message.sequence;
             let known = marks.get(&sequence).is_some_and(|mark| traces.events.contains(mark));
             match decide(known || traces.rejected.contains(&sequence)) {
-                Verdict::Remove => self.remove(stream, message).await,
+                LeftoverVerdict::Remove => self.remove(stream, message).await,
                 // If too many are on their way, a later look finds it again.
-                Verdict::FanOut => {
+                LeftoverVerdict::FanOut => {
                     if self.again.fan_out(&self.js, stream, message) {
                         LeftoverFannedOut { sequence }.emit();
                     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::until;
 use crate::domain::backlog::LEASE;
-use crate::domain::lane_creation::{Failure, LaneCreation};
+use crate::domain::lane_creation::{CreationFailure, LaneCreation};
 use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{DomainMetrics, StrictLaneNotCreated, StrictLanesRefused};
 use crate::nats::definitions::StreamParameters;
@@ -20,16 +20,16 @@ use crate::nats::{JetStream, NatsError};
 
 /// The lanes of a domain that are to exist. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct MissingLanes(Arc<Shared>);
+pub(super) struct MissingLanes(Arc<LaneCreations>);
 
-struct Shared {
+struct LaneCreations {
     creation: Mutex<LaneCreation>,
     asked: Notify,
     started: Instant,
     metrics: DomainMetrics,
 }
 
-impl Shared {
+impl LaneCreations {
     fn creation(&self) -> MutexGuard<'_, LaneCreation> {
         self.creation.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,7 +40,7 @@ pub(super) struct LaneMaker {
     js: JetStream,
     parameters: StreamParameters,
     domain: String,
-    shared: Arc<Shared>,
+    shared: Arc<LaneCreations>,
 }
 
 /// What became of a creation.
@@ -59,7 +59,8 @@ impl MissingLanes {
         metrics: DomainMetrics,
     ) -> (Self, LaneMaker) {
         let creation = Mutex::new(LaneCreation::new(LEASE));
-        let shared = Arc::new(Shared { creation, asked: Notify::new(), started: Instant::now(), metrics });
+        let shared =
+            Arc::new(LaneCreations { creation, asked: Notify::new(), started: Instant::now(), metrics });
         let maker = LaneMaker { js, parameters, domain: domain.to_owned(), shared: shared.clone() };
         (Self(shared), maker)
     }
@@ -132,7 +133,8 @@ impl LaneMaker {
             Made::Unneeded => return creation.unneeded(lane),
             Made::Failed(error) => error,
         };
-        let failure = if error.api().is_some() { Failure::Refused } else { Failure::Unanswered };
+        let failure =
+            if error.api().is_some() { CreationFailure::Refused } else { CreationFailure::Unanswered };
         let retry_in = creation.failed(lane, failure, now);
         drop(creation);
         if let Some(retry_in) = retry_in {

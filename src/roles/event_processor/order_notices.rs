@@ -23,11 +23,11 @@ const TOLD_FOR: Duration = Duration::from_secs(1);
 /// Of one domain.
 pub(super) struct OrderNotes {
     sender: OrderNoticeSender,
-    shared: Arc<Shared>,
+    shared: Arc<NoticeState>,
     asked: Option<Instant>,
 }
 
-struct Shared {
+struct NoticeState {
     started: Instant,
     /// Until when another process is notified, in milliseconds since `started`.
     tell_until: AtomicU64,
@@ -40,12 +40,12 @@ struct Shared {
 /// Follows the notices.
 pub(super) struct Follower {
     sender: OrderNoticeSender,
-    shared: Arc<Shared>,
+    shared: Arc<NoticeState>,
 }
 
 impl OrderNotes {
     pub(super) fn new(js: &JetStream, domain: &str) -> (Self, Follower) {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(NoticeState {
             started: Instant::now(),
             tell_until: AtomicU64::new(0),
             is_heard: AtomicBool::new(false),

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
 use super::decoder::Decoder;
+use super::events_to_plan::{EventsToPlan, TURN, Turn, Work};
 use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
@@ -115,7 +115,7 @@ impl Planner {
     /// Decodes a group, and plans a part of the backlog in turns. Acknowledges the events that match no subscription,
     /// and rejects the invalid ones. A publication that causes a panic is delivered again, and is rejected after
     /// [`panics::TRIES`] deliveries; the others are not affected.
-    pub(super) async fn process(&self, mut backlog: Backlog, group: Vec<Held>) -> Backlog {
+    pub(super) async fn process(&self, mut backlog: EventsToPlan, group: Vec<Held>) -> EventsToPlan {
         let mut rejected = Vec::new();
         self.take_in(&mut backlog, group, &mut rejected).await;
         let (mut steps, mut planned, mut unyielded) = (0, 0, 0);
@@ -151,7 +151,7 @@ impl Planner {
     }
 
     /// Decodes a group's events and adds them to the backlog.
-    async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
+    async fn take_in(&self, backlog: &mut EventsToPlan, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
         let mut events = Vec::with_capacity(group.len());
         self.leases.look();
         for (message, permit) in group {
@@ -176,7 +176,7 @@ impl Planner {
     }
 
     /// Resolves the subscriptions of these events. If that panics, resolves each event alone to find the one that causes it.
-    async fn resolve(&self, backlog: &mut Backlog, events: Vec<Decoded>) {
+    async fn resolve(&self, backlog: &mut EventsToPlan, events: Vec<Decoded>) {
         if events.is_empty() {
             return;
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
-use crate::domain::stream_fill::{Change, Fill, Kind, Level, StreamLevel};
+use crate::domain::stream_fill::{Fill, Level, LevelChange, StreamKind, StreamLevel};
 use crate::facts::{
     ExcessHasNoRoom, ExcessHasRoomAgain, Metrics, StreamFull, StreamHasRoomAgain, StreamNearlyFull,
 };
@@ -46,7 +46,7 @@ impl RoomWatch {
     pub(super) fn look_at_events(&mut self, fill: Option<&Fill>) {
         let stream = self.js.names().events_stream();
         match fill {
-            Some(fill) => _ = self.look(&stream, Kind::Events, fill, None, false),
+            Some(fill) => _ = self.look(&stream, StreamKind::Events, fill, None, false),
             None => _ = self.not_read(&stream),
         }
     }
@@ -58,11 +58,13 @@ impl RoomWatch {
         let is_reported = self.js.letters_are_reported(&outbox_stream);
         let mut is_stale = false;
         match outbox {
-            Some(outbox) => _ = self.look(&outbox_stream, Kind::Outbox, outbox, Some(domain), false),
+            Some(outbox) => _ = self.look(&outbox_stream, StreamKind::Outbox, outbox, Some(domain), false),
             None => is_stale |= self.not_read(&outbox_stream),
         }
         let level = match dlt {
-            Some(dlt) => Some(self.look(&dlt_stream, Kind::DeadLetters, dlt, Some(domain), is_reported)),
+            Some(dlt) => {
+                Some(self.look(&dlt_stream, StreamKind::DeadLetters, dlt, Some(domain), is_reported))
+            }
             None => {
                 is_stale |= self.not_read(&dlt_stream);
                 None
@@ -104,7 +106,7 @@ impl RoomWatch {
     fn look(
         &mut self,
         stream: &str,
-        kind: Kind,
+        kind: StreamKind,
         fill: &Fill,
         domain: Option<&str>,
         is_reported: bool,
@@ -119,12 +121,12 @@ impl RoomWatch {
             watched.since.clone_from(&watched.looked);
         }
         match change {
-            Some(Change::To(Level::Full)) if !is_reported => {
+            Some(LevelChange::To(Level::Full)) if !is_reported => {
                 StreamFull { stream, domain, kind, fill }.emit();
             }
-            Some(Change::To(Level::Nearly)) => StreamNearlyFull { stream, domain, kind, fill }.emit(),
-            Some(Change::Ended { after }) => StreamHasRoomAgain { stream, domain, after }.emit(),
-            Some(Change::To(_)) | None => {}
+            Some(LevelChange::To(Level::Nearly)) => StreamNearlyFull { stream, domain, kind, fill }.emit(),
+            Some(LevelChange::Ended { after }) => StreamHasRoomAgain { stream, domain, after }.emit(),
+            Some(LevelChange::To(_)) | None => {}
         }
         self.metrics.stream_fill(stream, fill.percent(), level == Level::Full);
         let (consequence, remedy, percent) = (kind.consequence(), kind.remedy(), fill.percent());

@@ -37,13 +37,13 @@ pub(super) struct Announcements(Arc<Shared>);
 struct Shared {
     reconnects: Reconnects,
     sharer: Sharer,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<AnnouncementWait>,
     /// Another process has announced everything.
     heard: Notify,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct AnnouncementWait {
     /// The reconnects until now.
     count: u64,
     until: Option<Instant>,
@@ -72,11 +72,11 @@ impl Announcements {
         let reconnects = js.reconnects();
         // At the start, too: what the broker forgot may come at once.
         let until = Some(Instant::now() + LONGEST_WAIT);
-        let waiting = Waiting { count: reconnects.count(), until, ..Waiting::default() };
+        let waiting = AnnouncementWait { count: reconnects.count(), until, ..AnnouncementWait::default() };
         Self(Arc::new(Shared { reconnects, sharer, waiting: Mutex::new(waiting), heard: Notify::new() }))
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, AnnouncementWait> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -23,16 +23,16 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Brokers {
-    inner: Arc<Inner>,
+    inner: Arc<CheckedBrokers>,
 }
 
-struct Inner {
-    known: BTreeMap<String, Known>,
+struct CheckedBrokers {
+    known: BTreeMap<String, KnownBroker>,
     /// At most one per broker; `close` aborts them.
     checks: Mutex<Jobs>,
 }
 
-struct Known {
+struct KnownBroker {
     broker: Arc<dyn Broker>,
     is_checked: Arc<AtomicBool>,
 }
@@ -50,10 +50,10 @@ impl Brokers {
     pub(super) fn new(brokers: Vec<NamedBroker>) -> Self {
         let known = brokers
             .into_iter()
-            .map(|(name, broker)| (name, Known { broker, is_checked: Arc::default() }))
+            .map(|(name, broker)| (name, KnownBroker { broker, is_checked: Arc::default() }))
             .collect();
         let checks = Mutex::new(Jobs::new(CHECK));
-        Self { inner: Arc::new(Inner { known, checks }) }
+        Self { inner: Arc::new(CheckedBrokers { known, checks }) }
     }
 
     /// One attempt to publish a message at the broker of that name.
@@ -75,7 +75,7 @@ impl Brokers {
 
     /// Checks the connection after a timeout: attempts that are shorter than the broker's own timeouts would never find
     /// out that the connection is broken.
-    fn check(&self, name: &str, known: &Known) {
+    fn check(&self, name: &str, known: &KnownBroker) {
         if known.is_checked.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -14,16 +14,16 @@ use crate::nats::{CircuitRecord, ConsumerInfo};
 
 /// By lane; at most one for each own lane that the last look has found.
 #[derive(Default)]
-pub(super) struct KnownCircuits(Mutex<HashMap<String, Known>>);
+pub(super) struct KnownCircuits(Mutex<HashMap<String, KnownRecord>>);
 
-struct Known {
+struct KnownRecord {
     circuit: CircuitRecord,
     at: Instant,
 }
 
 impl KnownCircuits {
     pub(super) fn note(&self, lane: &str, circuit: &CircuitRecord) {
-        self.lock().insert(lane.to_owned(), Known { circuit: circuit.clone(), at: Instant::now() });
+        self.lock().insert(lane.to_owned(), KnownRecord { circuit: circuit.clone(), at: Instant::now() });
     }
 
     pub(super) fn forget(&self, lane: &str) {
@@ -34,7 +34,7 @@ impl KnownCircuits {
     /// the time at which the durable was read.
     pub(super) fn lost_by(&self, lane: &str, info: &ConsumerInfo, asked: Instant) -> Option<CircuitRecord> {
         let mut known = self.lock();
-        let Known { circuit, at } = known.get(lane)?;
+        let KnownRecord { circuit, at } = known.get(lane)?;
         if info.has_lost(circuit) {
             return Some(circuit.clone());
         }
@@ -46,10 +46,10 @@ impl KnownCircuits {
 
     /// Forgets the circuits of lanes that do not exist, as of `asked`.
     pub(super) fn keep(&self, exists: impl Fn(&str) -> bool, asked: Instant) {
-        self.lock().retain(|lane, Known { at, .. }| *at >= asked || exists(lane));
+        self.lock().retain(|lane, KnownRecord { at, .. }| *at >= asked || exists(lane));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, KnownRecord>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

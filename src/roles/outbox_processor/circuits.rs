@@ -20,7 +20,7 @@ use super::delivery::{Evidence, Finished};
 use super::remembered::{Remembered, Settlement};
 use super::tries::Tries;
 use super::worker::{Held, Running, Worker};
-use crate::domain::circuit::{Change, CircuitPolicy};
+use crate::domain::circuit::{CircuitChange, CircuitPolicy};
 use crate::domain::deliveries::Deliveries;
 use crate::domain::subscription::{Identity, SubscriptionState};
 use crate::facts::{
@@ -58,10 +58,10 @@ pub(super) enum News {
 /// The circuits of a domain at the broker. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Breaker {
-    inner: Arc<Inner>,
+    inner: Arc<BreakerState>,
 }
 
-struct Inner {
+struct BreakerState {
     js: JetStream,
     domain: String,
     parameters: StreamParameters,
@@ -84,7 +84,7 @@ impl Breaker {
     ) -> (Self, mpsc::Receiver<News>) {
         let (news, receiver) = mpsc::channel(NEWS);
         let known = KnownCircuits::default();
-        let inner = Inner { js, domain, parameters, policy, subscriptions, metrics, news, known };
+        let inner = BreakerState { js, domain, parameters, policy, subscriptions, metrics, news, known };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
@@ -94,7 +94,7 @@ impl Breaker {
 
     /// Opens a circuit, or opens it again after a probe. Returns the time until the next probe.
     async fn trip(&self, subscription: &Identity, error: &str, after_probe: bool) -> Option<Duration> {
-        let Inner { js, domain, parameters, policy, metrics, .. } = &*self.inner;
+        let BreakerState { js, domain, parameters, policy, metrics, .. } = &*self.inner;
         let name = &subscription.subscription;
         let lane = own_lane(&name.token());
         let pause = |last| policy.next_pause(last, rand::random::<f64>());
@@ -124,7 +124,7 @@ impl Breaker {
     }
 
     async fn close(&self, subscription: &Identity, because: CircuitClosedBecause) {
-        let Inner { js, domain, parameters, metrics, .. } = &*self.inner;
+        let BreakerState { js, domain, parameters, metrics, .. } = &*self.inner;
         let name = &subscription.subscription;
         let lane = own_lane(&name.token());
         match js.close_circuit(parameters, domain, &lane).await {
@@ -207,7 +207,7 @@ impl Breaker {
         info: &ConsumerInfo,
         asked: Instant,
     ) -> Option<Identity> {
-        let Inner { js, metrics, known, .. } = &*self.inner;
+        let BreakerState { js, metrics, known, .. } = &*self.inner;
         let circuit = known.lost_by(lane, info, asked)?;
         let subscription = &circuit.subscription.subscription;
         match js.restore_circuit(stream, &lane_consumer(lane), &circuit).await {
@@ -221,7 +221,7 @@ impl Breaker {
 
     /// Ends the pause if the subscription was changed since.
     async fn follow(&self, stream: &str, lane: &str, circuit: &CircuitRecord, info: &ConsumerInfo) {
-        let Inner { js, metrics, .. } = &*self.inner;
+        let BreakerState { js, metrics, .. } = &*self.inner;
         let subscription = &circuit.subscription.subscription;
         let revision = self.revision_of(&circuit.subscription);
         if revision > circuit.revision && info.is_paused_by_circuit() {
@@ -262,7 +262,7 @@ impl Breaker {
 
     /// Ends only if it fails. May be dropped at any point.
     async fn hear_others(&self) -> Result<(), NatsError> {
-        let Inner { js, domain, .. } = &*self.inner;
+        let BreakerState { js, domain, .. } = &*self.inner;
         let stream = js.names().outbox_stream(domain);
         let mut notices = js.circuit_notices(domain).await?;
         loop {
@@ -283,7 +283,7 @@ impl Breaker {
     }
 
     async fn tell_others(&self, subscription: &Identity) {
-        let Inner { js, domain, .. } = &*self.inner;
+        let BreakerState { js, domain, .. } = &*self.inner;
         let notice = CircuitNotice { subscription: subscription.clone() };
         if let Err(error) = js.publish_circuit_notice(domain, &notice).await {
             CircuitNoticeNotSent { error: &error, subscription: &subscription.subscription }.emit();
@@ -326,7 +326,7 @@ impl Probe {
         known: &Deliveries,
         remembered: &Remembered,
     ) {
-        let Inner { js, domain, metrics, .. } = &*self.breaker.inner;
+        let BreakerState { js, domain, metrics, .. } = &*self.breaker.inner;
         let token = self.subscription.subscription.token();
         let lane = own_lane(&token);
         let again = tries.copy(message, known.moved(), js.names().outbox(domain, &lane, &token));
@@ -394,7 +394,7 @@ impl Worker {
             News::Listed { found, complete, asked } => {
                 let asked = asked.saturating_duration_since(running.started);
                 for change in running.circuits.listed(&found, complete, asked, now) {
-                    if let Change::Tripped(subscription) = change {
+                    if let CircuitChange::Tripped(subscription) = change {
                         self.empty(running, &subscription);
                     }
                 }

@@ -25,7 +25,7 @@ use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::Finish;
 use crate::domain::index::IndexEntry;
-use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
+use crate::domain::outcome::{DeliveryDecision, Failure, Fault, Reason, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::status::Statuses;
 use crate::domain::subscription::{BrokerDelivery, Identity, SubscriptionState};
@@ -35,7 +35,7 @@ use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream};
 use crate::panics::{self, Panicked};
 use crate::sinks::OutgoingMessage;
-use strict::Place;
+use strict::StrictPlace;
 
 /// Delay before an envelope that caused a panic is delivered again.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
@@ -73,11 +73,11 @@ impl Health {
 
 /// Delivers the envelopes of one domain. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Delivery {
-    inner: Arc<Inner>,
+pub(super) struct EnvelopeDelivery {
+    inner: Arc<DeliveryParts>,
 }
 
-struct Inner {
+struct DeliveryParts {
     js: JetStream,
     subscriptions: Subscriptions,
     transports: Transports,
@@ -132,7 +132,7 @@ enum Destination {
     DeadLetter(Reason, String),
 }
 
-impl Delivery {
+impl EnvelopeDelivery {
     pub(super) fn new(
         js: JetStream,
         subscriptions: Subscriptions,
@@ -142,7 +142,9 @@ impl Delivery {
         expiry: Arc<Expiry>,
     ) -> Self {
         let targets = Mutex::default();
-        Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, expiry, targets }) }
+        Self {
+            inner: Arc::new(DeliveryParts { js, subscriptions, transports, opener, settle, expiry, targets }),
+        }
     }
 
     /// What was settled lately.
@@ -196,8 +198,8 @@ impl Delivery {
         };
         let turn = if inner.settle.is_in_strict_lane(message) {
             match Box::pin(self.place(message, &envelope, &identity)).await {
-                Place::InOrder(turn) => Some(turn),
-                Place::Settled => return Health::UNTRIED,
+                StrictPlace::InOrder(turn) => Some(turn),
+                StrictPlace::Settled => return Health::UNTRIED,
             }
         } else {
             None
@@ -212,7 +214,7 @@ impl Delivery {
             Subscriptions::InEnvelopes => envelope.max_age(),
         };
         if let Some(why) = inner.expired(message, max_age) {
-            let decision = Decision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
+            let decision = DeliveryDecision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
             let tried = Tried::not_at_all(&why);
             Box::pin(inner.settle.settle_in(turn, message, &envelope, decision, tried, &known)).await;
             return Health::UNTRIED;
@@ -231,7 +233,7 @@ impl Delivery {
         let prepared = match destination {
             Destination::Deliver(prepared) => prepared,
             Destination::DeadLetter(reason, text) => {
-                let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
+                let decision = DeliveryDecision::DeadLetter { reason, fault: Fault::Subscriber };
                 let tried = Tried::not_at_all(&text);
                 Box::pin(inner.settle.settle_in(turn, message, &envelope, decision, tried, &known)).await;
                 return Health::UNTRIED;
@@ -348,7 +350,7 @@ enum AttemptOrigin<'a> {
     InOrder(&'a Turn),
 }
 
-impl Inner {
+impl DeliveryParts {
     fn hold(&self, attempt: &Attempt, statuses: &Statuses) -> Option<Asked> {
         match self.subscriptions {
             Subscriptions::Registry(_) => {

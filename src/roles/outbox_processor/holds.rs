@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Subscriptions;
 use super::worker::{Running, Worker};
-use crate::domain::holds::{Change, Hold, Holds};
+use crate::domain::holds::{Hold, HoldChange, Holds};
 use crate::domain::subscription::{Identity, SubscriptionRef};
 use crate::facts::{HoldEnded, HoldEndedBecause, HoldNotStored, HoldsNotRead, Metrics, SubscriptionHeld};
 use crate::nats::{HoldNotice, HoldNotices, HoldStored, JetStream, NatsError};
@@ -50,10 +50,10 @@ pub(super) enum HoldNews {
 /// The holds that this process knows. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Holding {
-    inner: Arc<Inner>,
+    inner: Arc<HoldingState>,
 }
 
-struct Inner {
+struct HoldingState {
     holds: Mutex<Holds>,
     started: Instant,
     news: broadcast::Sender<HoldNews>,
@@ -70,7 +70,7 @@ struct ToStore {
 }
 
 /// Runs beside the workers.
-pub(super) struct Exchange {
+pub(super) struct HoldExchange {
     js: JetStream,
     holding: Holding,
     to_store: mpsc::Receiver<ToStore>,
@@ -87,14 +87,15 @@ impl Holding {
         subscriptions: Subscriptions,
         longest: Duration,
         metrics: Metrics,
-    ) -> (Self, Exchange) {
+    ) -> (Self, HoldExchange) {
         let (to_store, receiver) = mpsc::channel(TO_STORE);
         let (news, _) = broadcast::channel(NEWS);
         let (holds, started) = (Mutex::default(), Instant::now());
-        let holding = Self { inner: Arc::new(Inner { holds, started, news, to_store, subscriptions }) };
+        let holding =
+            Self { inner: Arc::new(HoldingState { holds, started, news, to_store, subscriptions }) };
         let process = rand::random::<u64>().max(1);
         let exchange =
-            Exchange { js, holding: holding.clone(), to_store: receiver, longest, process, metrics };
+            HoldExchange { js, holding: holding.clone(), to_store: receiver, longest, process, metrics };
         (holding, exchange)
     }
 
@@ -109,9 +110,9 @@ impl Holding {
         let until = now + asked.wait;
         let change = self.holds().asked(subscription, until, asked.status, revision, now);
         let end = self.inner.started + until;
-        if change != Change::None {
+        if change != HoldChange::None {
             self.tell(HoldNews::Held { subscription: subscription.clone(), until: end });
-            let (began, domain) = (change == Change::Began, domain.to_owned());
+            let (began, domain) = (change == HoldChange::Began, domain.to_owned());
             let to_store = ToStore { subscription: subscription.clone(), domain, began };
             if let Err(error) = self.inner.to_store.try_send(to_store) {
                 HoldNotStored { error: &error, subscription: &subscription.subscription }.emit();
@@ -149,7 +150,7 @@ impl Holding {
     }
 }
 
-impl Exchange {
+impl HoldExchange {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), NatsError> {
         let mut notices = tokio::select! {
             () = stop.cancelled() => return Ok(()),

@@ -31,20 +31,20 @@ pub(super) struct Summary {
     /// Bytes in the memory of this process, of the shared lane and of the others.
     held: [u64; 2],
     /// Those with pending envelopes.
-    waiting_own: Vec<Waiting>,
-    waiting_strict: Vec<Waiting>,
+    waiting_own: Vec<PendingLane>,
+    waiting_strict: Vec<PendingLane>,
 }
 
 /// A lane with pending envelopes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Waiting {
+struct PendingLane {
     lane: String,
     /// Its ack floor in the stream: what is pending has a higher sequence.
     floor: u64,
     pending: u64,
 }
 
-impl Waiting {
+impl PendingLane {
     fn new(lane: &str, info: &ConsumerInfo) -> Self {
         Self { lane: lane.to_owned(), floor: info.ack_floor.stream_seq, pending: pending(info) }
     }
@@ -61,15 +61,15 @@ impl Summary {
             };
             add(totals, info);
             if pending(info) > 0 {
-                waiting.push(Waiting::new(lane, info));
+                waiting.push(PendingLane::new(lane, info));
             }
         }
         summary
     }
 
     /// The subscriptions whose lanes have the most envelopes, worst first, with these lanes.
-    fn worst(&self, most: usize) -> Vec<(SubscriptionRef, Vec<Waiting>)> {
-        let mut lanes: HashMap<&str, (u64, Vec<&Waiting>)> = HashMap::new();
+    fn worst(&self, most: usize) -> Vec<(SubscriptionRef, Vec<PendingLane>)> {
+        let mut lanes: HashMap<&str, (u64, Vec<&PendingLane>)> = HashMap::new();
         for waiting in self.waiting_own.iter().chain(&self.waiting_strict) {
             let Some(token) = subscription_of_lane(&waiting.lane) else { continue };
             let (pending, of_token) = lanes.entry(token).or_default();
@@ -144,8 +144,8 @@ impl LaneGauges {
         if !search {
             return Ok(());
         }
-        let waiting = (pending(&shared) > 0).then(|| Waiting::new(SHARED_LANE, &shared));
-        let waiting: &[Waiting] = waiting.as_slice();
+        let waiting = (pending(&shared) > 0).then(|| PendingLane::new(SHARED_LANE, &shared));
+        let waiting: &[PendingLane] = waiting.as_slice();
         let all = summary.waiting_own.iter().chain(&summary.waiting_strict).chain(waiting);
         self.firsts.keep(all);
         for (kind, lanes) in [
@@ -178,7 +178,7 @@ impl LaneGauges {
     /// When the oldest pending envelope of these lanes was stored. If that takes more than these reads, the oldest known.
     async fn oldest(
         &mut self,
-        lanes: &[Waiting],
+        lanes: &[PendingLane],
         reads: &mut usize,
     ) -> Result<Option<OffsetDateTime>, NatsError> {
         let mut oldest: Option<First> = None;
@@ -227,14 +227,14 @@ struct Firsts {
 }
 
 impl Firsts {
-    fn keep<'a>(&mut self, lanes: impl Iterator<Item = &'a Waiting>) {
+    fn keep<'a>(&mut self, lanes: impl Iterator<Item = &'a PendingLane>) {
         let lanes: HashSet<&str> = lanes.map(|waiting| waiting.lane.as_str()).collect();
         self.known.retain(|lane, _| lanes.contains(lane.as_str()));
     }
 
     /// The lanes, each with a sequence that none of its pending messages is below, lowest first.
-    fn in_order<'a>(&self, lanes: &'a [Waiting]) -> Vec<(u64, &'a Waiting)> {
-        let bound = |waiting: &Waiting| {
+    fn in_order<'a>(&self, lanes: &'a [PendingLane]) -> Vec<(u64, &'a PendingLane)> {
+        let bound = |waiting: &PendingLane| {
             let known = self.known.get(&waiting.lane).map_or(0, |first| first.sequence);
             known.max(waiting.floor.saturating_add(1))
         };
@@ -244,7 +244,7 @@ impl Firsts {
     }
 
     /// The first message of a lane, unless it may have changed.
-    fn get(&self, waiting: &Waiting) -> Option<First> {
+    fn get(&self, waiting: &PendingLane) -> Option<First> {
         let first = self.known.get(&waiting.lane)?;
         (first.sequence > waiting.floor && first.read.elapsed() < READ_AGAIN).then_some(*first)
     }
@@ -301,11 +301,11 @@ mod tests {
         assert_eq!(waiting, [("own-crm", 40), ("own-huge", 7)]);
         assert_eq!(
             summary.waiting_strict,
-            [Waiting { lane: "strict-0-crm".to_owned(), floor: 8, pending: 4 }]
+            [PendingLane { lane: "strict-0-crm".to_owned(), floor: 8, pending: 4 }]
         );
         let worst = |most| -> Vec<(String, Vec<u64>)> {
             let worst = summary.worst(most).into_iter();
-            let pending = |lanes: Vec<Waiting>| lanes.into_iter().map(|lane| lane.pending).collect();
+            let pending = |lanes: Vec<PendingLane>| lanes.into_iter().map(|lane| lane.pending).collect();
             worst.map(|(name, lanes)| (name.id().to_owned(), pending(lanes))).collect()
         };
         assert_eq!(worst(1), [("huge".to_owned(), vec![u64::MAX])]);
@@ -315,7 +315,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_first_message_is_known_until_the_floor_passes_it_or_it_is_old() {
-        let lane = |name: &str, floor| Waiting { lane: name.to_owned(), floor, pending: 1 };
+        let lane = |name: &str, floor| PendingLane { lane: name.to_owned(), floor, pending: 1 };
         let mut firsts = Firsts::default();
         let at = OffsetDateTime::UNIX_EPOCH;
         firsts.known.insert("own-b".to_owned(), First { sequence: 70, at, read: Instant::now() });

@@ -18,7 +18,7 @@ use super::lane_gauges::{Summaries, Summary};
 use super::lane_removal::Idle;
 use super::lost_lanes::LostLanes;
 use super::{OutboxProcessorSettings, Subscriptions};
-use crate::domain::lane_places::{Lane, plan};
+use crate::domain::lane_places::{LaneCandidate, plan};
 use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
@@ -195,7 +195,7 @@ impl Lanes {
     /// Reads the shared lane, and each own lane while it exists, until `stop`.
     pub(super) async fn run(self) -> Result<(), TaskError> {
         let mut shared = Tasks::new(self.stop.clone());
-        let mut own = OwnLanes::default();
+        let mut own = LaneReaders::default();
         // A lane that is created from now on is not missed.
         let mut new_lanes = self.js.new_lanes(&self.stream).await.map_err(TaskError::of_owner)?;
         let mut looked = Instant::now();
@@ -252,7 +252,7 @@ impl Lanes {
         ended
     }
 
-    async fn look(&self, own: &mut OwnLanes, look: Look) -> Result<(), NatsError> {
+    async fn look(&self, own: &mut LaneReaders, look: Look) -> Result<(), NatsError> {
         let ended: Vec<String> =
             own.open.iter().filter(|(_, lane)| lane.reader.is_finished()).map(name_of).collect();
         for lane in ended {
@@ -286,12 +286,12 @@ impl Lanes {
             .iter()
             .map(|lane| subscription_of_lane(lane).and_then(SubscriptionRef::from_token))
             .collect();
-        let states: Vec<Lane<'_>> = lanes
+        let states: Vec<LaneCandidate<'_>> = lanes
             .iter()
             .zip(&owners)
             .map(|(name, owner)| {
                 let open = own.open.get(*name);
-                Lane {
+                LaneCandidate {
                     name,
                     tenant: owner.as_ref().map_or("", SubscriptionRef::tenant),
                     is_empty: match (open, infos.as_ref().and_then(|infos| infos.get(*name))) {
@@ -348,11 +348,11 @@ impl Lanes {
     /// Removes the consumers of idle lanes; see [`super::lane_removal`].
     async fn remove_idle(
         &self,
-        own: &mut OwnLanes,
+        own: &mut LaneReaders,
         infos: &HashMap<String, ConsumerInfo>,
         listed: &[&str],
     ) -> Result<(), NatsError> {
-        let OwnLanes { open, lost, .. } = own;
+        let LaneReaders { open, lost, .. } = own;
         for (lane, state) in open.iter_mut() {
             let Some(info) = infos.get(lane) else {
                 // A reader without room requests nothing, so it does not notice.
@@ -385,7 +385,7 @@ impl Lanes {
 
 /// The own lanes of a domain.
 #[derive(Default)]
-struct OwnLanes {
+struct LaneReaders {
     /// Those that are read.
     open: HashMap<String, Own>,
     /// When the reader of a lane ended.

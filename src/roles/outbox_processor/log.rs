@@ -42,10 +42,10 @@ const IN_FLIGHT: usize = 32;
 /// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct DeliveryLog {
-    inner: Arc<Inner>,
+    inner: Arc<LogState>,
 }
 
-struct Inner {
+struct LogState {
     js: JetStream,
     domain: String,
     choice: LogChoice,
@@ -103,7 +103,7 @@ impl DeliveryLog {
     pub(super) fn new(js: JetStream, domain: String, choice: LogChoice, metrics: DomainMetrics) -> Self {
         let gathered = Mutex::default();
         let (begun, enough, failed) = (Notify::new(), Notify::new(), Notify::new());
-        Self { inner: Arc::new(Inner { js, domain, choice, metrics, gathered, begun, enough, failed }) }
+        Self { inner: Arc::new(LogState { js, domain, choice, metrics, gathered, begun, enough, failed }) }
     }
 
     pub(super) fn choice(&self) -> LogChoice {
@@ -186,7 +186,7 @@ impl DeliveryLog {
     }
 }
 
-impl Inner {
+impl LogState {
     async fn failed_a_while_ago(&self) {
         self.failed.notified().await;
         tokio::time::sleep(FAILURES_FLUSH_INTERVAL).await;

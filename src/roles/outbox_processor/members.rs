@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::domain::allotment::{BEAT, MemberId, Notice, SharedAllotments, Sharer, Wake};
+use crate::domain::allotment::{BEAT, MemberId, MemberNotice, SharedAllotments, Sharer, Wake};
 use crate::facts::{LimitsNotShared, LimitsShared, MemberNoticeNotSent};
 use crate::nats::{JetStream, MemberNotices, NatsError};
 
@@ -42,7 +42,7 @@ impl Sharing {
 }
 
 /// Runs beside the workers.
-pub(super) struct Exchange {
+pub(super) struct MemberExchange {
     js: JetStream,
     allotments: SharedAllotments,
     started: Instant,
@@ -55,7 +55,7 @@ pub(super) struct Exchange {
     others: usize,
 }
 
-impl Exchange {
+impl MemberExchange {
     /// With the access of each of `workers` workers. The exchange ends when all of these are dropped.
     pub(super) fn new(js: JetStream, workers: usize) -> (Self, Vec<Sharing>) {
         let woken: Vec<Arc<Notify>> = (0..workers).map(|_| Arc::new(Notify::new())).collect();
@@ -156,7 +156,7 @@ impl Exchange {
     }
 
     /// A notice that is not sent is repeated soon. Without a connection it would arrive late.
-    async fn send(&self, notice: &Notice) {
+    async fn send(&self, notice: &MemberNotice) {
         if self.js.is_connected()
             && let Err(error) = self.js.publish_member_notice(notice).await
         {
@@ -172,7 +172,7 @@ fn every(time: Duration) -> Interval {
 }
 
 /// A connection that is closed ends the process elsewhere; here it only yields nothing.
-async fn hear(notices: &mut MemberNotices) -> Notice {
+async fn hear(notices: &mut MemberNotices) -> MemberNotice {
     match notices.next().await {
         Some(notice) => notice,
         None => std::future::pending().await,

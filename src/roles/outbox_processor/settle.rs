@@ -22,7 +22,7 @@ use crate::domain::dead_letter_room::retry_after;
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
-use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
+use crate::domain::outcome::{DeliveryDecision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
 use crate::domain::status::Statuses;
 use crate::facts::{
     AttemptMade, DeadLetterNotChecked, DeadLetterNotRemoved, DeadLetterNotWritten, DeadLetterResolved,
@@ -90,7 +90,12 @@ impl Settle {
         &self.tries
     }
 
-    pub(super) fn decide(&self, outcome: &Outcome, known: &Deliveries, statuses: &Statuses) -> Decision {
+    pub(super) fn decide(
+        &self,
+        outcome: &Outcome,
+        known: &Deliveries,
+        statuses: &Statuses,
+    ) -> DeliveryDecision {
         let attempt = known.next_attempt(self.policy.max_deliver);
         decide(outcome, attempt, &self.policy, statuses, rand::random::<f64>())
     }
@@ -137,13 +142,13 @@ impl Settle {
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: Tried<'_>,
         known: &Deliveries,
     ) {
         let attempts = known.attempts().saturating_add(u32::from(tried.tried));
         let at = self.record(message, envelope, decision, &tried, attempts);
-        if decision == Decision::Ack {
+        if decision == DeliveryDecision::Ack {
             return self.delivered(message, envelope, at).await;
         }
         Box::pin(self.not_delivered(message, envelope, decision, tried, known, attempts)).await;
@@ -153,7 +158,7 @@ impl Settle {
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: Tried<'_>,
         known: &Deliveries,
         attempts: u32,
@@ -161,8 +166,8 @@ impl Settle {
         // Before the message is handed back: its next delivery may follow at once.
         self.tries.keep(message, known.tried().saturating_add(u32::from(tried.tried)));
         let (reason, fault) = match decision {
-            Decision::Ack => return,
-            Decision::Retry { after } => {
+            DeliveryDecision::Ack => return,
+            DeliveryDecision::Retry { after } => {
                 DeliveryFailed {
                     tenant: &envelope.tenant,
                     subscription: &envelope.subscription,
@@ -176,7 +181,7 @@ impl Settle {
                 .emit(&self.metrics);
                 return self.log.retry(&message.acker, tried.at_the_broker(after)).await;
             }
-            Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
+            DeliveryDecision::DeadLetter { reason: Reason::Exhausted, fault } => {
                 let stored = self.keep_last_words(envelope, attempts, fault, &tried).await;
                 if stored && known.is_last(self.policy.max_deliver) {
                     DeliveryExhausted {
@@ -195,7 +200,7 @@ impl Settle {
                 }
                 (Reason::Exhausted, fault)
             }
-            Decision::DeadLetter { reason, fault } => {
+            DeliveryDecision::DeadLetter { reason, fault } => {
                 if tried.tried {
                     self.keep_last_words(envelope, attempts, fault, &tried).await;
                 }
@@ -220,7 +225,7 @@ impl Settle {
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: &Tried<'_>,
         attempt: u32,
     ) -> Option<OffsetDateTime> {
@@ -249,7 +254,7 @@ impl Settle {
     ) {
         self.attempt_made(envelope, tried);
         let attempt = known.attempts().saturating_add(1);
-        let _ = self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
+        let _ = self.log(message, envelope, DeliveryDecision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
             tenant: &envelope.tenant,
             subscription: &envelope.subscription,
@@ -291,15 +296,15 @@ impl Settle {
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: &Tried<'_>,
         attempt: u32,
     ) -> Option<OffsetDateTime> {
         let outcome = match decision {
-            Decision::Ack => Settled::Delivered,
-            Decision::Retry { .. } => Settled::Retried,
-            Decision::DeadLetter { reason: Reason::Exhausted, .. } => Settled::Exhausted,
-            Decision::DeadLetter { .. } => Settled::DeadLettered,
+            DeliveryDecision::Ack => Settled::Delivered,
+            DeliveryDecision::Retry { .. } => Settled::Retried,
+            DeliveryDecision::DeadLetter { reason: Reason::Exhausted, .. } => Settled::Exhausted,
+            DeliveryDecision::DeadLetter { .. } => Settled::DeadLettered,
         };
         if !self.log.keeps(outcome) {
             return None;

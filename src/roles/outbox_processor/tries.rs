@@ -25,12 +25,12 @@ pub(super) struct Tries {
     domain: String,
     logged: Option<LoggedAttempts>,
     /// Envelopes that wait for another delivery, by sequence in the outbox.
-    memory: Mutex<BTreeMap<u64, Known>>,
+    memory: Mutex<BTreeMap<u64, EnvelopeTries>>,
 }
 
 /// What is known about the deliveries of one envelope.
 #[derive(Debug, Clone, Copy, Default)]
-struct Known {
+struct EnvelopeTries {
     /// The last delivery here.
     delivery: u32,
     /// Attempts up to and including it.
@@ -43,15 +43,15 @@ impl Tries {
         Self { js, domain, logged, memory: Mutex::default() }
     }
 
-    fn remembered(&self, message: &Delivered) -> Known {
+    fn remembered(&self, message: &Delivered) -> EnvelopeTries {
         // Most messages are delivered once.
         if message.deliveries <= 1 {
-            return Known::default();
+            return EnvelopeTries::default();
         }
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let known = memory.get(&message.stream_sequence).copied().unwrap_or_default();
         // Another message has the sequence if the stream was made again.
-        if known.delivery < message.deliveries { known } else { Known::default() }
+        if known.delivery < message.deliveries { known } else { EnvelopeTries::default() }
     }
 
     /// What this process remembers.
@@ -87,7 +87,7 @@ impl Tries {
     /// Remembers, before the message is handed back, how many attempts were made at its present place.
     pub(super) fn keep(&self, message: &Delivered, tried: u32) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.insert(message.stream_sequence, Known { delivery: message.deliveries, tried });
+        memory.insert(message.stream_sequence, EnvelopeTries { delivery: message.deliveries, tried });
         if memory.len() > MOST_ENVELOPES {
             memory.pop_first();
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::announcements::Announcements;
 use super::circuits::{Breaker, News};
-use super::delivery::{Delivery, Finished, Health};
+use super::delivery::{EnvelopeDelivery, Finished, Health};
 use super::domain_pause::PauseEnd;
 use super::holds::Holding;
 use super::lane_gauges::Summaries;
@@ -35,7 +35,7 @@ use crate::nats::{Acker, Delivered, Heartbeat, JetStream, Malformed};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 pub(super) use moves::LANE_KNOWN_FOR;
-use moves::OwnLanes;
+use moves::SpillLanes;
 
 /// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -56,7 +56,7 @@ pub(super) struct Worker {
     pub(super) subscriptions: Subscriptions,
     pub(super) domain: DomainSettings,
     pub(super) settings: OutboxProcessorSettings,
-    pub(super) delivery: Delivery,
+    pub(super) delivery: EnvelopeDelivery,
     pub(super) holding: Holding,
     pub(super) breaker: Breaker,
     /// The states of the lanes, for the metrics.
@@ -73,7 +73,7 @@ pub(super) struct Worker {
 type FlowLimits = (u32, Option<RateLimit>);
 
 /// What is known of the subscription of a message.
-struct Place {
+struct KnownSubscription {
     subscription: Identity,
     limits: Option<FlowLimits>,
     max_age: Option<Duration>,
@@ -102,7 +102,7 @@ pub(super) struct Running {
     /// Moves of envelopes to own lanes, and changes of circuits.
     pub(super) spills: Jobs,
     /// Own lanes that envelopes were moved to.
-    own_lanes: OwnLanes,
+    own_lanes: SpillLanes,
     /// Notifies the reader of lanes of a new one.
     opened: Arc<Notify>,
     finished: mpsc::Sender<Finished>,
@@ -143,7 +143,7 @@ impl Worker {
             waiting: HashMap::default(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
-            own_lanes: OwnLanes::default(),
+            own_lanes: SpillLanes::default(),
             opened: Arc::default(),
             finished,
             started: self.sharing.started,
@@ -274,7 +274,8 @@ impl Worker {
     fn take(&self, running: &mut Running, read: FromLane, now: Duration) {
         let FromLane { message, permit, own_lane } = read;
         let Some((message, permit)) = self.settles_elsewhere(running, message, permit) else { return };
-        let Place { subscription, limits, max_age } = match panics::catch(|| self.place(&message)) {
+        let KnownSubscription { subscription, limits, max_age } = match panics::catch(|| self.place(&message))
+        {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
                 let delivery = self.delivery.clone();
@@ -335,7 +336,7 @@ impl Worker {
     }
 
     /// The subscription of a message and the limits of its deliveries, or why it is undecodable.
-    fn place(&self, message: &Delivered) -> Result<Place, UnknownOwner> {
+    fn place(&self, message: &Delivered) -> Result<KnownSubscription, UnknownOwner> {
         if let Some(malformed) = message.malformed() {
             return Err(malformed.into());
         }
@@ -353,12 +354,16 @@ impl Worker {
                 let entry = entry.filter(|entry| entry.subscription.incarnation == subscription.incarnation);
                 let limits = entry.map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
                 let max_age = entry.and_then(|entry| entry.max_age());
-                Place { subscription, limits, max_age }
+                KnownSubscription { subscription, limits, max_age }
             }
             Subscriptions::InEnvelopes => {
                 let envelope = Envelope::read(&message.payload).ok();
                 let limits = envelope.as_ref().and_then(Envelope::share);
-                Place { subscription, limits, max_age: envelope.and_then(|envelope| envelope.max_age()) }
+                KnownSubscription {
+                    subscription,
+                    limits,
+                    max_age: envelope.and_then(|envelope| envelope.max_age()),
+                }
             }
         })
     }

@@ -43,13 +43,13 @@ pub(super) enum Face {
 pub(super) struct Endpoints {
     urls: Vec<Url>,
     face: watch::Sender<Face>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedEndpoint>,
     // Ends with its tasks, and they with their connections.
     _serving: JoinSet<()>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct SharedEndpoint {
     /// Requests that were answered with 200.
     accepted: AtomicU64,
     /// When the endpoint with a limit can take its next request.
@@ -58,7 +58,7 @@ struct Shared {
 
 impl Endpoints {
     pub(super) async fn start(count: usize, face: Face) -> Result<Self, BenchError> {
-        let (face, shared) = (watch::Sender::new(face), Arc::<Shared>::default());
+        let (face, shared) = (watch::Sender::new(face), Arc::<SharedEndpoint>::default());
         let (mut urls, mut serving) = (Vec::new(), JoinSet::new());
         for _ in 0..count {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(BenchError::Receiver)?;
@@ -88,7 +88,7 @@ impl Endpoints {
     }
 }
 
-async fn serve(mut stream: TcpStream, face: watch::Receiver<Face>, shared: Arc<Shared>) {
+async fn serve(mut stream: TcpStream, face: watch::Receiver<Face>, shared: Arc<SharedEndpoint>) {
     let mut held = Vec::with_capacity(READ);
     loop {
         match stream.read_buf(&mut held).await {
@@ -111,7 +111,7 @@ async fn serve(mut stream: TcpStream, face: watch::Receiver<Face>, shared: Arc<S
 }
 
 /// Answers one request; fails if the connection is not to be used again.
-async fn answer(stream: &mut TcpStream, face: Face, shared: &Shared) -> std::io::Result<()> {
+async fn answer(stream: &mut TcpStream, face: Face, shared: &SharedEndpoint) -> std::io::Result<()> {
     match face {
         Face::Hang => ended(stream).await,
         Face::Reset => {
@@ -147,7 +147,7 @@ async fn ended(stream: &mut TcpStream) -> std::io::Result<()> {
     Err(std::io::ErrorKind::ConnectionAborted.into())
 }
 
-impl Shared {
+impl SharedEndpoint {
     async fn status(&self, stream: &mut TcpStream, status: u16, header: &str) -> std::io::Result<()> {
         // Counted first: the window may end while the answer is on its way.
         self.accepted.fetch_add(u64::from(status == 200), Ordering::Relaxed);

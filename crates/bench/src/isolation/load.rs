@@ -28,7 +28,7 @@ const EVERY: Duration = Duration::from_millis(20);
 pub(super) type Sent = (WebhookId, Instant);
 
 /// Publishes until it is stopped.
-pub(super) struct Load {
+pub(super) struct LoadPublisher {
     js: JetStream,
     groups: Vec<(String, Vec<Subscription>)>,
     /// Keys of the disturbing subscriptions.
@@ -41,7 +41,7 @@ pub(super) struct Load {
     refused: AtomicU64,
 }
 
-impl Load {
+impl LoadPublisher {
     /// Writes the subscriptions of both kinds.
     pub(super) async fn new(
         js: JetStream,

@@ -23,7 +23,7 @@ use super::rig::{PATIENCE, Rig, bar};
 use super::tally::WebhookId;
 use super::write_line;
 use endpoints::Endpoints;
-use load::{Load, Sent};
+use load::{LoadPublisher, Sent};
 use row::Row;
 use scenario::{FULL_LENGTH, Prelude, Scenario};
 use window::{Expected, Healthy};
@@ -37,7 +37,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 const ROOM: u64 = 300_000;
 
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct IsolationOptions {
     /// Scenarios to measure [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME", value_enum, hide_possible_values = false)]
     scenario: Vec<Scenario>,
@@ -49,7 +49,7 @@ pub(crate) struct Options {
 
 /// Measures each scenario. Writes each row at once, or all rows as JSON at the end. Returns true if every healthy delivery
 /// arrived.
-pub(crate) async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
+pub(crate) async fn run(options: IsolationOptions, json: bool) -> Result<bool, BenchError> {
     let scenarios = match &options.scenario[..] {
         [] => Scenario::value_variants(),
         chosen => chosen,
@@ -81,7 +81,7 @@ async fn measure(scenario: Scenario, seconds: Duration) -> Result<Row, BenchErro
     let mut notes = Vec::new();
     let urls =
         if disturbance.unresolved { unresolved(&endpoints, &mut notes) } else { endpoints.urls().to_vec() };
-    let load = Load::new(rig.js.clone(), rig.receiver.url(), &urls, &disturbance).await?;
+    let load = LoadPublisher::new(rig.js.clone(), rig.receiver.url(), &urls, &disturbance).await?;
     let mut hub = rig.whole_hub().await?;
     let progress = bar(0, format!("{}: calm", scenario.name()));
     let stop = CancellationToken::new();
@@ -175,7 +175,7 @@ async fn watched(pid: u32, length: Duration) -> Result<u64, BenchError> {
 }
 
 /// Publishes what the disturbance finds, and waits until it is where it belongs.
-async fn prepare(rig: &Rig, load: &Arc<Load>, prelude: Prelude) -> Result<(), BenchError> {
+async fn prepare(rig: &Rig, load: &Arc<LoadPublisher>, prelude: Prelude) -> Result<(), BenchError> {
     match prelude {
         Prelude::Nothing => Ok(()),
         Prelude::Burst(count) => load.fill(count).await,
@@ -212,15 +212,17 @@ async fn reached(rig: &Rig, stream: &str, count: u64) -> Result<(), BenchError> 
 
 /// What the endpoints got of the envelopes that had waited for them.
 #[derive(Debug, Clone, Copy, Default)]
-struct Drained {
+struct EndpointDrain {
     arrived: u64,
     /// From the first to the last of them.
     per_second: f64,
 }
 
 /// Waits until all of it has arrived, or until the end of the disturbance.
-async fn drained(endpoints: &Endpoints, before: u64, prelude: Prelude, length: Duration) -> Drained {
-    let (Prelude::Waiting(count) | Prelude::DeadLetters(count)) = prelude else { return Drained::default() };
+async fn drained(endpoints: &Endpoints, before: u64, prelude: Prelude, length: Duration) -> EndpointDrain {
+    let (Prelude::Waiting(count) | Prelude::DeadLetters(count)) = prelude else {
+        return EndpointDrain::default();
+    };
     let started = Instant::now();
     let (mut arrived, mut first, mut last) = (0, started, started);
     while arrived < count && started.elapsed() < length {
@@ -233,16 +235,16 @@ async fn drained(endpoints: &Endpoints, before: u64, prelude: Prelude, length: D
         }
     }
     let per_second = crate::statistics::per_second(arrived, last.saturating_duration_since(first));
-    Drained { arrived, per_second: per_second.unwrap_or(0.0) }
+    EndpointDrain { arrived, per_second: per_second.unwrap_or(0.0) }
 }
 
 async fn further_notes(
     rig: &Rig,
     scenario: Scenario,
-    drained: Drained,
+    drained: EndpointDrain,
     prelude: Prelude,
 ) -> Result<Option<String>, BenchError> {
-    let Drained { arrived, per_second } = drained;
+    let EndpointDrain { arrived, per_second } = drained;
     Ok(match (scenario, prelude) {
         (Scenario::Lanes300, _) => {
             let lanes = rig.js.consumer_names(&rig.js.names().outbox_stream(DOMAIN)).await?;

@@ -20,7 +20,7 @@ const POLL: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The events to raise.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Load<'a> {
+pub(crate) struct EventsToRaise<'a> {
     pub(crate) events: u64,
     pub(crate) streams: u64,
     /// The external brokers; each gets a row of every event.
@@ -54,7 +54,7 @@ pub(crate) async fn empty(postgres: &Postgres, brokers: &[&str]) -> Result<Datab
 }
 
 /// A database with all rows of a load, without connections, so that it can be copied.
-pub(crate) async fn template(postgres: &Postgres, load: Load<'_>) -> Result<Database, BenchError> {
+pub(crate) async fn template(postgres: &Postgres, load: EventsToRaise<'_>) -> Result<Database, BenchError> {
     let database = empty(postgres, load.brokers).await?;
     let pool = database.pool(1).await?;
     let progress = bar(load.events, format!("raising events of {} streams", load.streams));

@@ -27,7 +27,7 @@ use integration_hub::signals::Signals;
 use postgres::Postgres;
 
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct OutboxOptions {
     /// Figures to measure. nats: preloaded rows to NATS JetStream, of 1,000 streams and of one; redis: to a Redis stream,
     /// compared with Protean's OutboxProcessor; latency: from the commit to a NATS subscriber; outage: the other brokers
     /// while one is down, in pairs; archive: a claim in a table with published rows
@@ -86,7 +86,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 /// Measures each figure and shows it at once. A signal ends the measurement, and the databases are removed; a second signal
 /// ends that, too.
 pub(crate) async fn run(
-    options: Options,
+    options: OutboxOptions,
     figures: &mut Figures,
     signals: &mut Signals,
 ) -> Result<(), BenchError> {
@@ -106,12 +106,16 @@ pub(crate) async fn run(
     measured.and(closed.unwrap_or(Err(BenchError::NotClosed { waited: CLOSE_LIMIT })))
 }
 
-async fn measure(options: &Options, postgres: &Postgres, figures: &mut Figures) -> Result<(), BenchError> {
+async fn measure(
+    options: &OutboxOptions,
+    postgres: &Postgres,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     let mut conditions = vec![postgres.conditions().await?];
     if cfg!(debug_assertions) {
         conditions.push("the hub: a debug build, which is slower".to_owned());
     }
-    let Options { rows, archive_rows, pairs, duration, .. } = *options;
+    let OutboxOptions { rows, archive_rows, pairs, duration, .. } = *options;
     let bench = Bench { postgres, conditions, rows, archive_rows, pairs, duration };
     for name in &options.figures {
         let figure = match name {

@@ -5,7 +5,7 @@
 
 use super::Bench;
 use super::ledger::Ledger;
-use super::load::{Load, external, running, settings, template, wait_until_settled};
+use super::load::{EventsToRaise, external, running, settings, template, wait_until_settled};
 use super::postgres::Database;
 use crate::child::{HubProcess, free_address};
 use crate::error::BenchError;
@@ -29,7 +29,7 @@ struct Run {
 }
 
 pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
-    let load = Load { events: bench.rows, streams: STREAMS, brokers: &[UP, DOWN] };
+    let load = EventsToRaise { events: bench.rows, streams: STREAMS, brokers: &[UP, DOWN] };
     let loaded = template(bench.postgres, load).await?;
     let (mut beside_outage, mut without) = (Vec::new(), Vec::new());
     for pair in 0..bench.pairs {

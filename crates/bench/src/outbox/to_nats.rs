@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Bench;
 use super::ledger::Ledger;
-use super::load::{Load, running, settings, template, wait_until_settled};
+use super::load::{EventsToRaise, running, settings, template, wait_until_settled};
 use super::postgres::Database;
 use crate::error::BenchError;
 use crate::load::PUBLISHES_IN_FLIGHT;
@@ -29,7 +29,7 @@ pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
     let (mut measures, mut arrivals, mut still_owed, mut processor) =
         (Vec::new(), Account::default(), 0, None);
     for streams in [STREAMS, 1] {
-        let load = Load { events: bench.rows, streams, brokers: &[] };
+        let load = EventsToRaise { events: bench.rows, streams, brokers: &[] };
         let loaded = template(bench.postgres, load).await?;
         let bare = of_the_client_alone(bench, &loaded).await?;
         let relayed = relay(bench, &loaded, streams).await?;

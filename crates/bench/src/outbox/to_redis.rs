@@ -11,7 +11,9 @@ use tokio::time::timeout;
 
 use super::Bench;
 use super::ledger::Ledger;
-use super::load::{Load, external, running, settings, template, wait_until_settled, without_internal};
+use super::load::{
+    EventsToRaise, external, running, settings, template, wait_until_settled, without_internal,
+};
 use super::measured_redis::MeasuredRedis;
 use crate::error::BenchError;
 use crate::report::{Figure, Goal, Measure, Unit, grouped};
@@ -45,7 +47,7 @@ pub(crate) async fn measure(
         Some(python) => Some(run_protean(bench, &redis, python, &mut with).await?),
         None => None,
     };
-    let load = Load { events: bench.rows, streams: STREAMS, brokers: &[BROKER] };
+    let load = EventsToRaise { events: bench.rows, streams: STREAMS, brokers: &[BROKER] };
     let database = template(bench.postgres, load).await?;
     without_internal(&database).await?;
     bench.postgres.checkpoint().await?;

@@ -23,13 +23,13 @@ const SETTINGS: [SettingsRecord; 5] = [
     SettingsRecord::Damaged,
 ];
 
-fn bucket<'a>(created: &'a str, id: Option<&'a str>, is_empty: bool) -> Option<Bucket<'a>> {
-    Some(Bucket { created, id, accepted: None, is_empty })
+fn bucket<'a>(created: &'a str, id: Option<&'a str>, is_empty: bool) -> Option<RegistryBucket<'a>> {
+    Some(RegistryBucket { created, id, accepted: None, is_empty })
 }
 
 /// The same, accepted by an operator as the bucket that was created then.
-fn accepted<'a>(bucket: Option<Bucket<'a>>, created: &'a str) -> Option<Bucket<'a>> {
-    bucket.map(|bucket| Bucket { accepted: Some(created), ..bucket })
+fn accepted<'a>(bucket: Option<RegistryBucket<'a>>, created: &'a str) -> Option<RegistryBucket<'a>> {
+    bucket.map(|bucket| RegistryBucket { accepted: Some(created), ..bucket })
 }
 
 fn known(id: &str, created: &str) -> KnownRegistry {
@@ -37,13 +37,17 @@ fn known(id: &str, created: &str) -> KnownRegistry {
 }
 
 /// A look of a process that starts.
-fn start<'a>(id: Option<&'a str>, bucket: Option<Bucket<'a>>) -> Look<'a> {
+fn start<'a>(id: Option<&'a str>, bucket: Option<RegistryBucket<'a>>) -> RecordsLook<'a> {
     let settings = SettingsRecord::Agrees;
-    Look { has_events: true, has_others: true, settings, id, bucket, known: None, at_work: false }
+    RecordsLook { has_events: true, has_others: true, settings, id, bucket, known: None, at_work: false }
 }
 
-fn running<'a>(id: Option<&'a str>, bucket: Option<Bucket<'a>>, known: &'a KnownRegistry) -> Look<'a> {
-    Look { known: Some(known), at_work: true, ..start(id, bucket) }
+fn running<'a>(
+    id: Option<&'a str>,
+    bucket: Option<RegistryBucket<'a>>,
+    known: &'a KnownRegistry,
+) -> RecordsLook<'a> {
+    RecordsLook { known: Some(known), at_work: true, ..start(id, bucket) }
 }
 
 fn present(id: &str, created: &str) -> RegistryState {
@@ -70,7 +74,7 @@ fn only_the_recorded_bucket_is_the_registry_of_a_process_that_starts() {
     ];
     for settings in SETTINGS {
         for (bucket, expected) in &cases {
-            let look = Look { settings, ..start(Some(T1), *bucket) };
+            let look = RecordsLook { settings, ..start(Some(T1), *bucket) };
             assert_eq!(look.decide().registry, *expected, "{look:?}");
         }
     }
@@ -82,7 +86,7 @@ fn without_an_id_a_bucket_counts_only_if_nothing_was_recorded_or_it_shows_that_i
     let at = |has_events, settings, bucket| {
         // Whether others exist counts only without the events stream.
         let [a, b] = [has_events, false].map(|has_others| {
-            Look { has_events, has_others, settings, ..start(None, bucket) }.decide().registry
+            RecordsLook { has_events, has_others, settings, ..start(None, bucket) }.decide().registry
         });
         assert_eq!(a, b, "{bucket:?}");
         a
@@ -114,14 +118,14 @@ fn a_process_that_starts_waits_if_the_id_is_damaged_and_writes_nothing() {
         for settings in SETTINGS {
             for bucket in [bucket(T1, Some(T1), false), bucket(T1, Some(&id), false), bucket(T1, None, true)]
             {
-                let decision = Look { settings, ..start(Some(&id), bucket) }.decide();
+                let decision = RecordsLook { settings, ..start(Some(&id), bucket) }.decide();
                 assert_eq!(decision.registry, RegistryState::Damaged);
                 if settings != SettingsRecord::Agrees {
                     assert!(!decision.works, "it has not agreed yet");
                 }
                 assert!(!decision.writes(), "{decision:?}");
             }
-            let decision = Look { settings, ..start(Some(&id), None) }.decide();
+            let decision = RecordsLook { settings, ..start(Some(&id), None) }.decide();
             assert_eq!(decision.registry, RegistryState::Missing);
         }
     }
@@ -138,7 +142,7 @@ fn a_process_at_work_goes_on_and_mends_each_damage_of_the_registry_that_it_knows
             for in_bucket in &ids {
                 for settings in SETTINGS {
                     let bucket = bucket(&me.created, in_bucket.as_deref(), false);
-                    let look = Look { settings, ..running(id.as_deref(), bucket, &me) };
+                    let look = RecordsLook { settings, ..running(id.as_deref(), bucket, &me) };
                     let decision = look.decide();
                     let differs = matches!(settings, SettingsRecord::Differs | SettingsRecord::Newer);
                     assert_eq!(decision.works, !differs, "{look:?}");
@@ -180,7 +184,7 @@ fn no_process_records_another_bucket_than_the_one_that_it_knows() {
     for other in others {
         for id in &ids {
             for settings in [SettingsRecord::Missing, SettingsRecord::Agrees, SettingsRecord::Damaged] {
-                let look = Look { settings, ..running(id.as_deref(), other, &me) };
+                let look = RecordsLook { settings, ..running(id.as_deref(), other, &me) };
                 let decision = look.decide();
                 let expected = if other.is_some() { RegistryState::Replaced } else { RegistryState::Missing };
                 assert_eq!(decision.registry, expected, "{look:?}");
@@ -210,7 +214,8 @@ fn settings_are_never_recorded_without_an_id_of_the_registry() {
                 for bucket in buckets {
                     for known in [None, Some(&me)] {
                         for at_work in [false, true] {
-                            let look = Look { has_events, has_others, settings, id, bucket, known, at_work };
+                            let look =
+                                RecordsLook { has_events, has_others, settings, id, bucket, known, at_work };
                             let decision = look.decide();
                             if decision.write_settings {
                                 assert!(id.is_some() || decision.write_id.is_some(), "{look:?}");
@@ -232,7 +237,8 @@ fn a_process_that_differed_leaves_a_damaged_record_to_the_others() {
     let me = known(T1, T1);
     for settings in [SettingsRecord::Missing, SettingsRecord::Damaged] {
         for id in [None, Some("nonsense"), Some(T1)] {
-            let look = Look { settings, at_work: false, ..running(id, bucket(T1, Some(T1), false), &me) };
+            let look =
+                RecordsLook { settings, at_work: false, ..running(id, bucket(T1, Some(T1), false), &me) };
             let decision = look.decide();
             assert!(!decision.works && !decision.writes(), "{look:?}");
             assert_eq!(decision.registry, present(T1, T1));
@@ -247,7 +253,8 @@ fn a_process_that_starts_creates_no_registry_while_another_part_of_the_hub_exist
     use RegistryState::{Damaged, Missing, New, Replaced};
     let without_events = |has_others, bucket| {
         let settings = SettingsRecord::Missing;
-        let decision = Look { has_events: false, has_others, settings, ..start(None, bucket) }.decide();
+        let decision =
+            RecordsLook { has_events: false, has_others, settings, ..start(None, bucket) }.decide();
         assert!(!decision.works && !decision.writes());
         decision.registry
     };
@@ -284,8 +291,9 @@ fn a_process_at_work_follows_another_bucket_only_if_an_operator_accepted_it() {
                     for mark in ids {
                         for is_empty in [false, true] {
                             let other = bucket(T2, in_bucket, is_empty)
-                                .map(|bucket| Bucket { accepted: mark, ..bucket });
-                            let look = Look { has_events, has_others, settings, ..running(id, other, &me) };
+                                .map(|bucket| RegistryBucket { accepted: mark, ..bucket });
+                            let look =
+                                RecordsLook { has_events, has_others, settings, ..running(id, other, &me) };
                             let decision = look.decide();
                             let restored = in_bucket == Some(T1) && !is_empty;
                             if decision.registry != RegistryState::Replaced && !restored {
@@ -301,7 +309,7 @@ fn a_process_at_work_follows_another_bucket_only_if_an_operator_accepted_it() {
                             }
                         }
                     }
-                    let none = Look { has_events, has_others, settings, ..running(id, None, &me) };
+                    let none = RecordsLook { has_events, has_others, settings, ..running(id, None, &me) };
                     assert_eq!(none.decide().registry, RegistryState::Missing);
                 }
             }

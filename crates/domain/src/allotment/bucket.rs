@@ -10,7 +10,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 const ROUNDING: f64 = 1e-6;
 
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct TokenBucket {
     limit: RateLimit,
     /// The fraction of the limit that belongs to this process.
     part: f64,
@@ -21,9 +21,9 @@ pub(super) struct Bucket {
     wanted: bool,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket; after a change of the limit, with at most the tokens of the previous bucket.
-    pub(super) fn changed(old: Option<&Bucket>, limit: RateLimit, now: Duration) -> Self {
+    pub(super) fn changed(old: Option<&TokenBucket>, limit: RateLimit, now: Duration) -> Self {
         let (part, wanted) = old.map_or((1.0, false), |old| (old.part, old.wanted));
         let mut bucket = Self { limit, part, tokens: f64::MAX, at: now, wanted };
         bucket.tokens = old.map_or(f64::MAX, |old| old.tokens).min(bucket.most());
@@ -95,11 +95,11 @@ mod tests {
 
     use super::*;
 
-    fn bucket(per_second: f64, burst: u32) -> Bucket {
-        Bucket::changed(None, RateLimit { per_second, burst }, Duration::ZERO)
+    fn bucket(per_second: f64, burst: u32) -> TokenBucket {
+        TokenBucket::changed(None, RateLimit { per_second, burst }, Duration::ZERO)
     }
 
-    fn take(bucket: &mut Bucket, now: Duration) -> Result<(), Duration> {
+    fn take(bucket: &mut TokenBucket, now: Duration) -> Result<(), Duration> {
         match bucket.wait(0, now) {
             Some(wait) => Err(wait),
             None => {
@@ -144,7 +144,7 @@ mod tests {
     fn a_changed_limit_gives_no_tokens_away() {
         let mut old = bucket(1.0, 5);
         assert!(take(&mut old, Duration::ZERO).is_ok());
-        let new = Bucket::changed(Some(&old), RateLimit { per_second: 9.0, burst: 50 }, Duration::ZERO);
+        let new = TokenBucket::changed(Some(&old), RateLimit { per_second: 9.0, burst: 50 }, Duration::ZERO);
         assert!((new.tokens - 4.0).abs() < ROUNDING);
     }
 
@@ -175,7 +175,7 @@ mod tests {
             parts in 1usize..5,
             steps in proptest::collection::vec((0u64..200, 0usize..5), 1..200),
         ) {
-            let mut buckets: Vec<Bucket> = (0..parts).map(|_| bucket(per_second, burst)).collect();
+            let mut buckets: Vec<TokenBucket> = (0..parts).map(|_| bucket(per_second, burst)).collect();
             buckets.iter_mut().for_each(|bucket| bucket.divide(1.0 / parts as f64, Duration::ZERO));
             let mut now = Duration::ZERO;
             let mut taken = 0.0;

@@ -66,7 +66,7 @@ pub struct Announced {
 
 /// The notice of a process to all others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct MemberNotice {
     pub member: MemberId,
     pub state: MemberState,
     pub turn: u64,
@@ -186,7 +186,7 @@ impl Members {
     }
 
     /// Returns true if the notice is of a process that was not known.
-    pub(super) fn hear(&mut self, notice: &Notice, now: Duration) -> bool {
+    pub(super) fn hear(&mut self, notice: &MemberNotice, now: Duration) -> bool {
         let is_me = notice.member == self.me;
         if is_me {
             self.echo(now);

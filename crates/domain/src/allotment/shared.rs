@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Allotments, FlowLimits, MemberId, Notice, Pool, Refused};
+use super::{Allotments, FlowLimits, MemberId, MemberNotice, Pool, Refused};
 use crate::subscription::Identity;
 
 /// Wakes a pool, so that it calls [`FairShare::wake`](crate::fair_share::FairShare::wake).
@@ -81,22 +81,22 @@ impl SharedAllotments {
     }
 
     /// The notice to send every [`BEAT`](super::BEAT).
-    pub fn beat(&self, now: Duration) -> Notice {
+    pub fn beat(&self, now: Duration) -> MemberNotice {
         self.lock().beat(now)
     }
 
     /// A notice to send at once, if the other processes should learn of a change.
-    pub fn urgent_notice(&self, now: Duration) -> Option<Notice> {
+    pub fn urgent_notice(&self, now: Duration) -> Option<MemberNotice> {
         self.lock().urgent_notice(now)
     }
 
     /// The notice to send at the end.
-    pub fn goodbye(&self) -> Notice {
+    pub fn goodbye(&self) -> MemberNotice {
         self.lock().goodbye()
     }
 
     /// Takes note of the notice of a process, this one included.
-    pub fn hear(&self, notice: &Notice, now: Duration) {
+    pub fn hear(&self, notice: &MemberNotice, now: Duration) {
         self.lock().hear(notice, now);
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::bucket::Bucket;
+use super::bucket::TokenBucket;
 use super::division::{Demand, Part};
 use super::members::{Announced, Members};
 use super::{
-    ASK_AGAIN, ASK_AGAIN_SOON, FlowLimits, KEPT, LATE, Line, Pool, REMEMBERED_FOR, Refused, Waiting,
+    ASK_AGAIN, ASK_AGAIN_SOON, FlowLimits, KEPT, LATE, Line, Pool, REMEMBERED_FOR, Refused, RefusedPool,
 };
 
 /// A larger part applies after this time, in which the others hear what made it larger.
@@ -15,17 +15,17 @@ const SETTLE: Duration = Duration::from_millis(250);
 const LISTED_FOR: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum TakeAnswer {
     Taken,
     /// With the pool that is the next instead, if it should be woken.
     Refused(Refused, Option<Pool>),
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct AllotmentState {
     key: u64,
     limits: FlowLimits,
-    bucket: Option<Bucket>,
+    bucket: Option<TokenBucket>,
     in_flight: usize,
     line: Line,
     /// What is available is kept for the first in the line until this time.
@@ -46,7 +46,7 @@ pub(super) struct State {
     waiting: [usize; 2],
 }
 
-impl State {
+impl AllotmentState {
     /// `since`: when this process joined others.
     pub(super) fn new(
         key: u64,
@@ -56,8 +56,8 @@ impl State {
         now: Duration,
     ) -> Self {
         let bucket = limits.rate.map(|rate| match since {
-            Some(since) => Bucket::empty(rate, since),
-            None => Bucket::changed(None, rate, now),
+            Some(since) => TokenBucket::empty(rate, since),
+            None => TokenBucket::changed(None, rate, now),
         });
         let slots = limits.max_in_flight.max(1) as usize;
         let mut state = Self {
@@ -104,8 +104,8 @@ impl State {
         if !changed {
             return;
         }
-        if self.bucket.as_ref().map(Bucket::limit) != limits.rate {
-            self.bucket = limits.rate.map(|rate| Bucket::changed(self.bucket.as_ref(), rate, now));
+        if self.bucket.as_ref().map(TokenBucket::limit) != limits.rate {
+            self.bucket = limits.rate.map(|rate| TokenBucket::changed(self.bucket.as_ref(), rate, now));
         }
         self.part.slots = limits.max_in_flight.max(1) as usize;
         self.version = None;
@@ -148,13 +148,13 @@ impl State {
         }
     }
 
-    pub(super) fn take(&mut self, pool: Pool, now: Duration) -> Answer {
+    pub(super) fn take(&mut self, pool: Pool, now: Duration) -> TakeAnswer {
         self.used = now;
         self.line.retain(|waiting| waiting.asks_by >= now || waiting.pool == pool);
         loop {
             if self.in_flight >= self.part.slots.saturating_sub(self.excess) {
                 self.kept_until = None;
-                return Answer::Refused(self.no_slot(now), None);
+                return TakeAnswer::Refused(self.no_slot(now), None);
             }
             let ahead = self.line.iter().take_while(|waiting| waiting.pool != pool).count();
             // Others that were kept a token for and do not come are behind.
@@ -163,16 +163,16 @@ impl State {
                 let behind = self.bucket.as_mut().and_then(|bucket| bucket.wait(ahead, now));
                 self.kept_until = None;
                 let wait = behind.unwrap_or(wait).min(ASK_AGAIN);
-                return Answer::Refused(Refused { wait, in_flight: None }, None);
+                return TakeAnswer::Refused(Refused { wait, in_flight: None }, None);
             }
             match (first, self.kept_until) {
                 (None, _) => break,
                 (Some(first), None) => {
                     self.kept_until = Some(now + KEPT);
-                    return Answer::Refused(Refused { wait: KEPT, in_flight: None }, Some(first));
+                    return TakeAnswer::Refused(Refused { wait: KEPT, in_flight: None }, Some(first));
                 }
                 (Some(_), Some(until)) if now < until => {
-                    return Answer::Refused(Refused { wait: until - now, in_flight: None }, None);
+                    return TakeAnswer::Refused(Refused { wait: until - now, in_flight: None }, None);
                 }
                 (Some(_), Some(_)) => {
                     // It does not come, so the next one is the first.
@@ -189,7 +189,7 @@ impl State {
         self.in_flight += 1;
         self.peaks[0] = self.peaks[0].max(self.in_flight);
         self.taken[0] += 1;
-        Answer::Taken
+        TakeAnswer::Taken
     }
 
     fn no_slot(&self, now: Duration) -> Refused {
@@ -206,7 +206,7 @@ impl State {
         let asks_by = now + wait + LATE;
         match self.line.iter_mut().find(|waiting| waiting.pool == pool) {
             Some(waiting) => waiting.asks_by = asks_by,
-            None => self.line.push_back(Waiting { pool, asks_by }),
+            None => self.line.push_back(RefusedPool { pool, asks_by }),
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) fn stays(unstored: Unstored, size: u64, used: u64, capacity: u64) -> 
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Backlog, BacklogLimits, Decision, Ledger};
+    use super::super::{Backlog, BacklogLimits, Ledger, QuotaDecision};
     use super::*;
 
     const CAPACITY: u64 = 100_000;
@@ -66,7 +66,7 @@ mod tests {
                     let empty = Backlog { token: "well".to_owned(), own: 0, shared: 0 };
                     ledger.begin_group();
                     ledger.note_one(&empty, used, NOW);
-                    let fits = matches!(ledger.add("well", size, NO_LIMITS, NOW), Decision::Fits { .. });
+                    let fits = matches!(ledger.add("well", size, NO_LIMITS, NOW), QuotaDecision::Fits { .. });
                     prop_assert!(fits);
                     continue;
                 }
@@ -74,8 +74,8 @@ mod tests {
                 ledger.begin_group();
                 ledger.note_one(&Backlog { token: "stuck".to_owned(), own: 0, shared: stuck }, used, NOW);
                 let own_lane = match ledger.add("stuck", size, NO_LIMITS, NOW) {
-                    Decision::Fits { own_lane } => Some(own_lane),
-                    Decision::Exceeds { .. } => {
+                    QuotaDecision::Fits { own_lane } => Some(own_lane),
+                    QuotaDecision::Exceeds { .. } => {
                         prop_assert!(stuck >= quota);
                         let waited = Duration::ZERO;
                         let unstored =

@@ -35,7 +35,7 @@ pub struct Backlog {
 
 /// The whole outbox, as the stream reported it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct OutboxLook {
     pub messages: u64,
     pub bytes: u64,
     /// Those with envelopes.
@@ -44,7 +44,7 @@ pub struct Look {
 
 /// What happens to an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum QuotaDecision {
     /// It is added.
     Fits { own_lane: bool },
     /// It does not fit, as far as the ledger knows.
@@ -53,7 +53,7 @@ pub enum Decision {
 
 /// A backlog that is nearly full.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct BacklogNotice {
     pub token: String,
     pub percent: u64,
     pub messages: u64,
@@ -196,12 +196,18 @@ impl Ledger {
     }
 
     /// Adds an envelope of the group, if it fits, whether or not the domain is paused.
-    pub fn add(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> Decision {
+    pub fn add(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> QuotaDecision {
         self.add_within(token, size, limits, false, now)
     }
 
     /// As [`Self::add`], if it is known that the domain is not paused: the backlog of a pause may grow a little.
-    pub fn add_unpaused(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> Decision {
+    pub fn add_unpaused(
+        &mut self,
+        token: &str,
+        size: u64,
+        limits: BacklogLimits,
+        now: Duration,
+    ) -> QuotaDecision {
         self.add_within(token, size, limits, true, now)
     }
 
@@ -212,7 +218,7 @@ impl Ledger {
         limits: BacklogLimits,
         is_unpaused: bool,
         now: Duration,
-    ) -> Decision {
+    ) -> QuotaDecision {
         let (free, addition, settings) = (self.free(), self.addition(size, now), self.settings);
         // One look-up, and no copy of the token, in the common case.
         let entry = match self.entries.get_mut(token) {
@@ -223,11 +229,11 @@ impl Ledger {
         let grace = entry.grace.bytes(is_unpaused, now);
         let usage = Usage { grace, ..entry.usage(free, now) };
         if let Some(exceeded) = limits.within(settings).exceeded(&usage, size) {
-            return Decision::Exceeds { exceeded, messages: usage.messages, bytes: usage.bytes };
+            return QuotaDecision::Exceeds { exceeded, messages: usage.messages, bytes: usage.bytes };
         }
         let own_lane = entry.add(&addition);
         self.count(size, usage.own_lane);
-        Decision::Fits { own_lane }
+        QuotaDecision::Fits { own_lane }
     }
 
     /// Adds an envelope of the group, whether or not it fits. Returns whether it goes to the own lane.
@@ -280,7 +286,7 @@ impl Ledger {
 
     /// Takes note of a look at all subscriptions, which was requested at `at`. Returns the percentage of the fullest
     /// backlog, and those that are nearly full for the first time.
-    pub fn note(&mut self, look: &Look, at: Duration) -> (u64, Vec<Notice>) {
+    pub fn note(&mut self, look: &OutboxLook, at: Duration) -> (u64, Vec<BacklogNotice>) {
         let is_first = self.looked_at.replace(at).is_none();
         self.mean = look.bytes.checked_div(look.messages).unwrap_or(self.mean);
         let (number, group, mean) = (self.look, self.look_group, self.mean);
@@ -311,7 +317,7 @@ impl Ledger {
         self.report(at)
     }
 
-    fn report(&mut self, at: Duration) -> (u64, Vec<Notice>) {
+    fn report(&mut self, at: Duration) -> (u64, Vec<BacklogNotice>) {
         let free = self.free();
         let (mut fullest, mut notices) = (0, Vec::new());
         for (token, entry) in &mut self.entries {
@@ -326,7 +332,7 @@ impl Ledger {
                 entry.is_reported = false;
             } else if percent >= NEAR && !entry.is_reported {
                 entry.is_reported = true;
-                notices.push(Notice { token: token.to_string(), percent, messages: usage.messages });
+                notices.push(BacklogNotice { token: token.to_string(), percent, messages: usage.messages });
             }
         }
         (fullest, notices)

@@ -14,14 +14,14 @@ fn messages(most: u64) -> BacklogLimits {
     BacklogLimits { messages: Some(most), ..NONE }
 }
 
-fn look(own: u64, shared: u64, size: u64) -> Look {
+fn look(own: u64, shared: u64, size: u64) -> OutboxLook {
     let messages = own + shared;
     let backlogs = vec![Backlog { token: "crm".to_owned(), own, shared }];
-    Look { messages, bytes: messages * size, backlogs }
+    OutboxLook { messages, bytes: messages * size, backlogs }
 }
 
 fn fits(ledger: &mut Ledger, size: u64, limits: BacklogLimits) -> bool {
-    matches!(ledger.add("crm", size, limits, seconds(1)), Decision::Fits { .. })
+    matches!(ledger.add("crm", size, limits, seconds(1)), QuotaDecision::Fits { .. })
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn sizes_are_estimated_from_additions_and_the_average() {
     ledger.note(&look(0, 5, 100), seconds(2));
     assert_eq!(ledger.usage("crm", seconds(1)).bytes, 1_500 * 5 / 11);
     ledger.request_look();
-    ledger.note(&Look::default(), seconds(3));
+    ledger.note(&OutboxLook::default(), seconds(3));
     assert_eq!((ledger.usage("crm", seconds(1)).bytes, ledger.len()), (0, 0));
 }
 
@@ -133,24 +133,24 @@ fn a_lane_is_used_by_its_subscription_only_and_not_after_the_look_is_stale() {
     ledger.request_look();
     ledger.note(&look(5, 0, 10), seconds(100));
     let mut lane = |token: &str, at| match ledger.add(token, 10, NONE, seconds(at)) {
-        Decision::Fits { own_lane } => own_lane,
-        Decision::Exceeds { .. } => panic!("it fits"),
+        QuotaDecision::Fits { own_lane } => own_lane,
+        QuotaDecision::Exceeds { .. } => panic!("it fits"),
     };
     assert!(lane("crm", 101) && !lane("other", 101));
     assert!(!lane("crm", 111));
 }
 
-fn outbox(backlogs: &[(&str, u64, u64)], size: u64) -> Look {
+fn outbox(backlogs: &[(&str, u64, u64)], size: u64) -> OutboxLook {
     let messages: u64 = backlogs.iter().map(|(_, own, shared)| own + shared).sum();
     let backlogs =
         backlogs.iter().map(|&(token, own, shared)| Backlog { token: token.to_owned(), own, shared });
-    Look { messages, bytes: messages * size, backlogs: backlogs.collect() }
+    OutboxLook { messages, bytes: messages * size, backlogs: backlogs.collect() }
 }
 
 /// How many of these exceed the quota outside a pause.
 fn exceeding(ledger: &mut Ledger, count: usize, at: u64) -> usize {
     let added = (0..count).map(|_| ledger.add_unpaused("crm", 1_000, NONE, seconds(at)));
-    added.filter(|decision| matches!(decision, Decision::Exceeds { .. })).count()
+    added.filter(|decision| matches!(decision, QuotaDecision::Exceeds { .. })).count()
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_backlog_of_a_pause_drains_without_loss() {
     note(&mut ledger, 10, 1);
     ledger.begin_group();
     for _ in 0..790 {
-        if let Decision::Exceeds { .. } = ledger.add("crm", 1_000, NONE, seconds(2)) {
+        if let QuotaDecision::Exceeds { .. } = ledger.add("crm", 1_000, NONE, seconds(2)) {
             ledger.add_in_pause("crm", 1_000, seconds(2));
         }
     }
@@ -252,13 +252,13 @@ fn however_many_endpoints_hang_some_space_stays_free() {
         let mut ledger = Ledger::new(NONE, 10_000_000);
         let tokens: Vec<String> = (0..count).map(|number| format!("s{number}")).collect();
         let backlogs = tokens.iter().map(|token| Backlog { token: token.clone(), own: 1, shared: 0 });
-        let look = Look { messages: count, bytes: count * 100, backlogs: backlogs.collect() };
+        let look = OutboxLook { messages: count, bytes: count * 100, backlogs: backlogs.collect() };
         ledger.request_look();
         ledger.note(&look, seconds(1));
         loop {
-            let added = tokens
-                .iter()
-                .filter(|token| matches!(ledger.add(token, 100, NONE, seconds(1)), Decision::Fits { .. }));
+            let added = tokens.iter().filter(|token| {
+                matches!(ledger.add(token, 100, NONE, seconds(1)), QuotaDecision::Fits { .. })
+            });
             if added.count() == 0 {
                 break;
             }
@@ -397,7 +397,7 @@ proptest! {
                 shared: if has_lane(which) { 0 } else { messages },
             });
             let messages = stored.iter().sum();
-            Look { messages, bytes: messages, backlogs: backlogs.collect() }
+            OutboxLook { messages, bytes: messages, backlogs: backlogs.collect() }
         };
         let mut ledger = Ledger::new(NONE, CAPACITY);
         ledger.request_look();
@@ -419,15 +419,15 @@ proptest! {
                         let backlog = look_of(&before).backlogs.swap_remove(which);
                         ledger.note_one(&backlog, before.iter().sum(), seconds(1));
                         match ledger.add(&name(which), 1, NONE, seconds(1)) {
-                            Decision::Fits { .. } => {}
-                            Decision::Exceeds { .. } if paused => {
+                            QuotaDecision::Fits { .. } => {}
+                            QuotaDecision::Exceeds { .. } if paused => {
                                 ledger.add_in_pause(&name(which), 1, seconds(1));
                             }
-                            Decision::Exceeds { .. } => {
+                            QuotaDecision::Exceeds { .. } => {
                                 prop_assert!(has_lane(which) && stored[which] + 1 > part);
                                 match ledger.add_unpaused(&name(which), 1, NONE, seconds(1)) {
-                                    Decision::Fits { .. } => {}
-                                    Decision::Exceeds { .. } => continue,
+                                    QuotaDecision::Fits { .. } => {}
+                                    QuotaDecision::Exceeds { .. } => continue,
                                 }
                             }
                         }
@@ -470,7 +470,7 @@ proptest! {
         let part = (CAPACITY - stored.iter().take(hanging + working).sum::<u64>()) / 4;
         for (which, &had) in stored.iter().enumerate().take(hanging + working) {
             let decision = ledger.add_unpaused(&name(which), 1, NONE, later);
-            let exceeds = matches!(decision, Decision::Exceeds { .. });
+            let exceeds = matches!(decision, QuotaDecision::Exceeds { .. });
             prop_assert!(exceeds || had < part, "{had} of {part}");
         }
     }

@@ -127,16 +127,16 @@ fn every_outcome_has_its_sign() {
 fn an_answer_of_the_broker_does_not_undo_what_is_newer() {
     let (crm, erp, mut circuits) = (named("crm"), named("erp"), Circuits::new(policy()));
     let change = circuits.listed(std::slice::from_ref(&crm), true, seconds(1), seconds(2));
-    assert_eq!(change, [Change::Tripped(crm.clone())]);
+    assert_eq!(change, [CircuitChange::Tripped(crm.clone())]);
     assert_eq!(circuits.listed(std::slice::from_ref(&crm), true, seconds(3), seconds(4)), []);
     circuits.closed(&crm, seconds(6));
     circuits.opened(&erp, seconds(6));
     assert_eq!(circuits.listed(std::slice::from_ref(&crm), true, seconds(5), seconds(7)), [], "asked before");
     assert!(!circuits.is_tripped(&crm) && circuits.is_tripped(&erp));
     let part = circuits.listed(std::slice::from_ref(&crm), false, seconds(8), seconds(9));
-    assert_eq!(part, [Change::Tripped(crm.clone())]);
+    assert_eq!(part, [CircuitChange::Tripped(crm.clone())]);
     let changes = circuits.listed(&[], true, seconds(9), seconds(10));
-    assert_eq!(changes, [Change::Closed(erp)], "the other became known in the meantime");
+    assert_eq!(changes, [CircuitChange::Closed(erp)], "the other became known in the meantime");
 }
 
 #[test]

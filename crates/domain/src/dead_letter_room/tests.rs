@@ -17,8 +17,8 @@ fn a_full_stream_is_reported_once_until_it_has_room_again() {
     let mut room = LetterRoom::default();
     assert_eq!((room.report(None, seconds(1)), room.is_refusing()), (None, false));
     for at in 1..20 {
-        room.refused(Refusal::Full, 10_000, seconds(at));
-        let expected = (at == 1).then_some(Change::Began(Refusal::Full));
+        room.refused(DeadLetterRefusal::Full, 10_000, seconds(at));
+        let expected = (at == 1).then_some(DeadLetterRoomChange::Began(DeadLetterRefusal::Full));
         assert_eq!(room.report(Some(&full(999_000)), seconds(at)), expected);
         // A small one fits.
         room.stored(500, seconds(at));
@@ -27,7 +27,7 @@ fn a_full_stream_is_reported_once_until_it_has_room_again() {
     // Nobody writes any more, and it is still full.
     assert_eq!(room.report(Some(&full(999_500)), seconds(3_600)), None);
     assert_eq!(room.report(None, seconds(3_600)), None, "nothing is known");
-    let ended = Some(Change::Ended { after: seconds(3_600) });
+    let ended = Some(DeadLetterRoomChange::Ended { after: seconds(3_600) });
     assert_eq!(room.report(Some(&full(500_000)), seconds(3_601)), ended);
     assert_eq!((room.report(Some(&ROOMY), seconds(3_601)), room.is_refusing()), (None, false));
 }
@@ -35,8 +35,8 @@ fn a_full_stream_is_reported_once_until_it_has_room_again() {
 #[test]
 fn room_for_small_ones_is_not_room_for_the_refused_one() {
     let mut room = LetterRoom::default();
-    room.refused(Refusal::Full, 300_000, seconds(1));
-    assert_eq!(room.may_try(300_000, seconds(1)), Err(Refusal::Full));
+    room.refused(DeadLetterRefusal::Full, 300_000, seconds(1));
+    assert_eq!(room.may_try(300_000, seconds(1)), Err(DeadLetterRefusal::Full));
     assert_eq!(room.may_try(299_999, seconds(1)), Ok(()));
     assert_eq!(room.may_try(300_000, seconds(2)), Ok(()), "after a moment it is tried again");
     assert!(room.report(None, seconds(2)).is_some());
@@ -49,7 +49,8 @@ fn room_for_small_ones_is_not_room_for_the_refused_one() {
 
 #[test]
 fn a_short_disturbance_is_not_reported() {
-    for refusal in [Refusal::Missing, Refusal::Unanswered, Refusal::NoResources] {
+    for refusal in [DeadLetterRefusal::Missing, DeadLetterRefusal::Unanswered, DeadLetterRefusal::NoResources]
+    {
         let mut room = LetterRoom::default();
         room.refused(refusal, 10, seconds(1));
         room.refused(refusal, 10, seconds(4));
@@ -63,7 +64,7 @@ fn a_short_disturbance_is_not_reported() {
         // One that lasts is reported.
         room.refused(refusal, 10, seconds(100));
         room.refused(refusal, 10, seconds(106));
-        assert_eq!(room.report(None, seconds(106)), Some(Change::Began(refusal)));
+        assert_eq!(room.report(None, seconds(106)), Some(DeadLetterRoomChange::Began(refusal)));
     }
 }
 
@@ -71,8 +72,8 @@ fn a_short_disturbance_is_not_reported() {
 fn a_cause_that_the_room_does_not_show_ends_with_a_stored_one_or_a_long_quiet() {
     let began = || {
         let mut room = LetterRoom::default();
-        room.refused(Refusal::NoResources, 10, seconds(1));
-        room.refused(Refusal::NoResources, 10, seconds(7));
+        room.refused(DeadLetterRefusal::NoResources, 10, seconds(1));
+        room.refused(DeadLetterRefusal::NoResources, 10, seconds(7));
         assert!(room.report(Some(&ROOMY), seconds(7)).is_some());
         assert_eq!(room.report(Some(&ROOMY), seconds(30)), None);
         room
@@ -81,19 +82,22 @@ fn a_cause_that_the_room_does_not_show_ends_with_a_stored_one_or_a_long_quiet() 
     assert!(room.report(Some(&ROOMY), seconds(67)).is_some());
     let mut room = began();
     room.stored(10, seconds(31));
-    assert_eq!(room.report(Some(&ROOMY), seconds(31)), Some(Change::Ended { after: seconds(30) }));
+    assert_eq!(
+        room.report(Some(&ROOMY), seconds(31)),
+        Some(DeadLetterRoomChange::Ended { after: seconds(30) })
+    );
 }
 
 #[test]
 fn one_that_is_too_large_delays_no_other() {
     let mut room = LetterRoom::default();
-    room.refused(Refusal::TooLarge, 1_000, seconds(1));
+    room.refused(DeadLetterRefusal::TooLarge, 1_000, seconds(1));
     assert_eq!(room.may_try(1_000, seconds(1)), Ok(()));
     // It does not hide why others are refused.
-    room.refused(Refusal::Full, 10, seconds(2));
-    room.refused(Refusal::TooLarge, 1_000, seconds(2));
-    assert_eq!(room.may_try(10, seconds(2)), Err(Refusal::Full));
-    assert_eq!(room.report(None, seconds(2)), Some(Change::Began(Refusal::Full)));
+    room.refused(DeadLetterRefusal::Full, 10, seconds(2));
+    room.refused(DeadLetterRefusal::TooLarge, 1_000, seconds(2));
+    assert_eq!(room.may_try(10, seconds(2)), Err(DeadLetterRefusal::Full));
+    assert_eq!(room.report(None, seconds(2)), Some(DeadLetterRoomChange::Began(DeadLetterRefusal::Full)));
 }
 
 #[test]
@@ -104,7 +108,7 @@ fn requests_without_an_answer_become_rare() {
         if room.may_try(10, now).is_ok() {
             tries += 1;
             // Those that were on their way do not count.
-            (0..64).for_each(|_| room.refused(Refusal::Unanswered, 10, now));
+            (0..64).for_each(|_| room.refused(DeadLetterRefusal::Unanswered, 10, now));
         }
         now += Duration::from_millis(100);
     }
@@ -119,23 +123,23 @@ fn while_probes_have_no_answer_nobody_else_asks() {
     assert!(!room.wants_probe());
     room.probe_failed(seconds(1));
     assert!(!room.is_refusing(), "nobody had to wait");
-    room.refused(Refusal::Full, 10, seconds(1));
+    room.refused(DeadLetterRefusal::Full, 10, seconds(1));
     assert!(!room.wants_probe(), "it has answered");
 
     let mut room = LetterRoom::default();
-    room.refused(Refusal::Unanswered, 10, seconds(1));
+    room.refused(DeadLetterRefusal::Unanswered, 10, seconds(1));
     let mut reported = Vec::new();
     for at in (6..100).step_by(6) {
         assert!(room.wants_probe());
         room.probing(seconds(at - 1));
-        assert_eq!(room.may_try(10, seconds(at)), Err(Refusal::Unanswered));
+        assert_eq!(room.may_try(10, seconds(at)), Err(DeadLetterRefusal::Unanswered));
         room.probe_failed(seconds(at));
         for later in 0..6 {
-            assert_eq!(room.may_try(10, seconds(at + later)), Err(Refusal::Unanswered));
+            assert_eq!(room.may_try(10, seconds(at + later)), Err(DeadLetterRefusal::Unanswered));
         }
         reported.extend(room.report(Some(&ROOMY), seconds(at)));
     }
-    assert_eq!(reported, [Change::Began(Refusal::Unanswered)]);
+    assert_eq!(reported, [DeadLetterRoomChange::Began(DeadLetterRefusal::Unanswered)]);
     // With an answer it is tried again. One that is stored ends it.
     room.probe_answered(seconds(100));
     assert_eq!(room.may_try(10, seconds(100)), Ok(()));
@@ -144,7 +148,7 @@ fn while_probes_have_no_answer_nobody_else_asks() {
     assert!(room.report(Some(&ROOMY), seconds(103)).is_some());
 
     // If nobody probes any more, dead letters are tried again.
-    room.refused(Refusal::Unanswered, 10, seconds(200));
+    room.refused(DeadLetterRefusal::Unanswered, 10, seconds(200));
     room.probe_failed(seconds(205));
     assert_eq!(room.may_try(10, seconds(205) + SILENT_FOR), Ok(()));
 }
@@ -156,7 +160,7 @@ fn a_stream_that_answers_probes_only_is_tried_rarely() {
     while now < seconds(100) {
         if room.may_try(10, now).is_ok() {
             tries += 1;
-            room.refused(Refusal::Unanswered, 10, now);
+            room.refused(DeadLetterRefusal::Unanswered, 10, now);
         }
         room.probe_answered(now);
         now += Duration::from_millis(100);
@@ -172,7 +176,7 @@ fn envelopes_wait_longer_each_time_and_are_not_forgotten() {
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Refuse(Refusal, u64),
+    Refuse(DeadLetterRefusal, u64),
     Store(u64),
     Look(Option<u64>),
     Pass(u64),
@@ -181,12 +185,12 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let refusal = prop_oneof![
-        Just(Refusal::Full),
-        Just(Refusal::NoResources),
-        Just(Refusal::Missing),
-        Just(Refusal::TooLarge),
-        Just(Refusal::Unanswered),
-        Just(Refusal::Other),
+        Just(DeadLetterRefusal::Full),
+        Just(DeadLetterRefusal::NoResources),
+        Just(DeadLetterRefusal::Missing),
+        Just(DeadLetterRefusal::TooLarge),
+        Just(DeadLetterRefusal::Unanswered),
+        Just(DeadLetterRefusal::Other),
     ];
     let step = prop_oneof![
         (refusal, 1..100_000_u64).prop_map(|(refusal, size)| Step::Refuse(refusal, size)),
@@ -218,11 +222,11 @@ proptest! {
                 Step::Look(used) => {
                     let look = used.map(full);
                     match room.report(look.as_ref(), now) {
-                        Some(Change::Began(_)) => {
+                        Some(DeadLetterRoomChange::Began(_)) => {
                             prop_assert!(!is_reported);
                             is_reported = true;
                         }
-                        Some(Change::Ended { after }) => {
+                        Some(DeadLetterRoomChange::Ended { after }) => {
                             prop_assert!(is_reported && after <= now);
                             prop_assert!(used.is_some_and(|used| used < 1_000_000), "it is full");
                             prop_assert!(refused_at.is_none_or(|at| now - at >= QUIET), "a refusal just now");

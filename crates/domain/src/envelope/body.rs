@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 /// JSON of an envelope. The envelopes of one event share the event, and those of one subscription its delivery, so that
 /// an event with many subscriptions is in memory once. The whole is made when it is published.
 #[derive(Debug, Clone)]
-pub struct Body(Parts);
+pub struct Body(BodyParts);
 
 #[derive(Debug, Clone)]
-enum Parts {
+enum BodyParts {
     Whole(Bytes),
     Shared { own: Bytes, event: Bytes, delivery: Option<Arc<RawValue>> },
 }
@@ -22,14 +22,14 @@ impl Body {
     /// `own`: the beginning of the object, which belongs to this envelope alone. `event`: the members that all envelopes
     /// of the event have.
     pub(super) fn shared(own: Bytes, event: Bytes, delivery: Option<Arc<RawValue>>) -> Self {
-        Self(Parts::Shared { own, event, delivery })
+        Self(BodyParts::Shared { own, event, delivery })
     }
 
     /// Size of the whole in bytes.
     pub fn size(&self) -> usize {
         match &self.0 {
-            Parts::Whole(whole) => whole.len(),
-            Parts::Shared { own, event, delivery } => {
+            BodyParts::Whole(whole) => whole.len(),
+            BodyParts::Shared { own, event, delivery } => {
                 let delivery = delivery.as_ref().map_or(0, |json| BEFORE_DELIVERY.len() + json.get().len());
                 own.len() + event.len() + delivery + 1
             }
@@ -39,16 +39,16 @@ impl Body {
     /// Bytes in memory that no other envelope shares.
     pub fn own_size(&self) -> usize {
         match &self.0 {
-            Parts::Whole(whole) => whole.len(),
-            Parts::Shared { own, .. } => own.len(),
+            BodyParts::Whole(whole) => whole.len(),
+            BodyParts::Shared { own, .. } => own.len(),
         }
     }
 
     /// The whole.
     pub fn to_bytes(&self) -> Bytes {
         match &self.0 {
-            Parts::Whole(whole) => whole.clone(),
-            Parts::Shared { own, event, delivery } => {
+            BodyParts::Whole(whole) => whole.clone(),
+            BodyParts::Shared { own, event, delivery } => {
                 let mut whole = Vec::with_capacity(self.size());
                 whole.extend_from_slice(own);
                 whole.extend_from_slice(event);
@@ -65,7 +65,7 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(whole: Bytes) -> Self {
-        Self(Parts::Whole(whole))
+        Self(BodyParts::Whole(whole))
     }
 }
 

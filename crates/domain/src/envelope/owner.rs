@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{self, Deserializer as _, MapAccess, Visitor};
 
+use crate::event::JsonText;
 use crate::subscription::{Identity, Incarnation, SubscriptionRef};
 
 impl Identity {
@@ -35,9 +36,6 @@ enum Field {
     Other,
 }
 
-#[derive(serde::Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
 impl<'de> Visitor<'de> for &mut Head<'de> {
     type Value = ();
 
@@ -48,8 +46,8 @@ impl<'de> Visitor<'de> for &mut Head<'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while self.subscription.is_none() || self.tenant.is_none() {
             match map.next_key()? {
-                Some(Field::Subscription) => self.subscription = Some(map.next_value::<Text<'de>>()?.0),
-                Some(Field::Tenant) => self.tenant = Some(map.next_value::<Text<'de>>()?.0),
+                Some(Field::Subscription) => self.subscription = Some(map.next_value::<JsonText<'de>>()?.0),
+                Some(Field::Tenant) => self.tenant = Some(map.next_value::<JsonText<'de>>()?.0),
                 Some(Field::Incarnation) => self.incarnation = map.next_value()?,
                 Some(Field::Other) => drop(map.next_value::<de::IgnoredAny>()?),
                 None => break,

@@ -70,9 +70,9 @@ impl Serialize for InBase64<'_> {
 const FEW: usize = 32;
 
 /// The members of a JSON object in order, with unchanged values and unique names.
-pub(crate) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(crate) struct JsonMembers<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'a> Members<'a> {
+impl<'a> JsonMembers<'a> {
     pub(crate) fn get(&self, name: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
     }
@@ -82,10 +82,11 @@ impl<'a> Members<'a> {
     }
 }
 
+/// A JSON string. It is borrowed if it has no escapes.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(crate) struct JsonText<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct MembersVisitor;
 
@@ -101,7 +102,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 // A set finds duplicates among many members: only the size of the attributes is bounded, not their
                 // number, and an accepted event must be readable again.
                 let mut many: HashSet<Cow<'de, str>> = HashSet::new();
-                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                while let Some((JsonText(name), value)) = map.next_entry::<JsonText<'de>, &'de RawValue>()? {
                     if members.len() == FEW {
                         many.extend(members.iter().map(|(name, _)| name.clone()));
                     }
@@ -119,7 +120,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
             }
         }
 
-        deserializer.deserialize_map(MembersVisitor).map(Members)
+        deserializer.deserialize_map(MembersVisitor).map(JsonMembers)
     }
 }
 
@@ -148,7 +149,7 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// Splits an event in the CloudEvents JSON format into headers and body.
 pub fn binary_parts(cloudevent: &str) -> Result<BinaryParts, NotACloudEvent> {
-    let members: Members<'_> = serde_json::from_str(cloudevent)?;
+    let members: JsonMembers<'_> = serde_json::from_str(cloudevent)?;
     let mut headers = Vec::with_capacity(members.0.len());
     let mut content_type: Option<String> = None;
     let mut json: Option<&RawValue> = None;

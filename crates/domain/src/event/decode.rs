@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::cloudevents::Members;
+use super::cloudevents::JsonMembers;
 use super::timestamp::is_timestamp;
 use super::{Event, EventData, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
 use crate::backlog::size;
@@ -111,7 +111,7 @@ impl<'a> Publication<'a> {
     /// The whole event in the body, in the CloudEvents JSON format 1.0.2.
     fn structured(&self) -> Result<Event, Rejection> {
         let text = self.text_body()?;
-        let members: Members<'_> = serde_json::from_str(text).map_err(|error| {
+        let members: JsonMembers<'_> = serde_json::from_str(text).map_err(|error| {
             malformed(format!("the body is not a CloudEvent in JSON: {error}; publish one JSON object"))
         })?;
         let mut attributes = Attributes::default();

@@ -70,7 +70,7 @@ impl<T> FairShare<T> {
 
     /// Removes and returns the waiting items of a queue that count as memory, without its first items, as far as their
     /// weight is at most `kept`.
-    pub(super) fn give_back(&mut self, place: super::Place, kept: usize) -> Vec<T> {
+    pub(super) fn give_back(&mut self, place: super::QueuePlace, kept: usize) -> Vec<T> {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         let (mut given, mut left, mut weight) = (Vec::new(), VecDeque::new(), 0_usize);
         for (item, counts) in std::mem::take(&mut queue.items) {

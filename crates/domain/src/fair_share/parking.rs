@@ -115,7 +115,7 @@ impl<T> FairShare<T> {
         self.slots.pool() + self.parking.room()
     }
 
-    pub(super) fn begin_probation(&mut self, place: super::Place) {
+    pub(super) fn begin_probation(&mut self, place: super::QueuePlace) {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         if !queue.on_probation {
             queue.on_probation = true;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FairShare, Finish, KNOWN, Place, PoolLimits};
+use super::{FairShare, Finish, KNOWN, PoolLimits, QueuePlace};
 use crate::allotment::Sharer;
 
 impl<T> FairShare<T> {
@@ -22,7 +22,7 @@ impl<T> FairShare<T> {
     }
 
     /// Lets a subscription that waits for a slot or a token ask at once. Returns whether it did wait.
-    pub(super) fn ask_again(&mut self, place: Place) -> bool {
+    pub(super) fn ask_again(&mut self, place: QueuePlace) -> bool {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         if queue.held_until.is_none()
             && let Some(until) = queue.limited_until.take()
@@ -33,7 +33,7 @@ impl<T> FairShare<T> {
     }
 
     /// Takes a slot and a token of a subscription, which has been taken out of its ring. If there is none, it waits.
-    pub(super) fn admits(&mut self, place: Place, now: Duration) -> bool {
+    pub(super) fn admits(&mut self, place: QueuePlace, now: Duration) -> bool {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         let Err(refused) = self.sharer.take(&queue.id, queue.limits, queue.items.len(), now) else {
             return true;
@@ -51,7 +51,7 @@ impl<T> FairShare<T> {
     }
 
     /// Lets a subscription that had all slots of its process ask for one more after a finish.
-    pub(super) fn grow_again(&mut self, place: Place, finish: Finish) {
+    pub(super) fn grow_again(&mut self, place: QueuePlace, finish: Finish) {
         let queue = self.queues[place].as_ref().expect(KNOWN);
         let (limited, most) = (queue.most, self.most(queue.limits.max_in_flight));
         let queue = self.queues[place].as_mut().expect(KNOWN);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Place, Turn};
+use super::{QueuePlace, Turn};
 
 /// The waiting subscriptions with room in their share, by what they may take of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(super) type TenantPlace = usize;
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     places: HashMap<Box<str>, TenantPlace>,
-    tenants: Vec<Option<Tenant>>,
+    tenants: Vec<Option<TenantShare>>,
     free: Vec<TenantPlace>,
     /// Tenants with a subscription in that ring, by number of items in flight, then by turn.
     order: [BTreeSet<(usize, Turn, TenantPlace)>; RINGS],
@@ -46,7 +46,7 @@ pub(super) struct Tenants {
 }
 
 #[derive(Debug)]
-struct Tenant {
+struct TenantShare {
     name: Box<str>,
     subscriptions: usize,
     /// Its items in slots.
@@ -56,7 +56,7 @@ struct Tenant {
     waiting: usize,
     turn: Turn,
     /// Its runnable subscriptions by turn, for each ring.
-    rings: [BTreeMap<Turn, Place>; RINGS],
+    rings: [BTreeMap<Turn, QueuePlace>; RINGS],
 }
 
 impl Tenants {
@@ -73,7 +73,7 @@ impl Tenants {
         }
         self.several |= self.first.get_or_insert_with(|| name.into()).as_ref() != name;
         self.turns += 1;
-        let tenant = Tenant {
+        let tenant = TenantShare {
             name: name.into(),
             subscriptions: 1,
             in_flight: 0,
@@ -118,7 +118,7 @@ impl Tenants {
         tenant.map_or(0, |tenant| tenant.waiting)
     }
 
-    pub(super) fn insert(&mut self, place: TenantPlace, ring: Ring, turn: Turn, subscription: Place) {
+    pub(super) fn insert(&mut self, place: TenantPlace, ring: Ring, turn: Turn, subscription: QueuePlace) {
         self.change(place, |tenant| {
             tenant.rings[ring as usize].insert(turn, subscription);
         });
@@ -160,7 +160,7 @@ impl Tenants {
     }
 
     /// Takes the next subscription out of a ring.
-    pub(super) fn pop(&mut self, ring: Ring) -> Option<Place> {
+    pub(super) fn pop(&mut self, ring: Ring) -> Option<QueuePlace> {
         let &(_, _, place) = self.order[ring as usize].first()?;
         self.turns += 1;
         let turn = self.turns;
@@ -183,7 +183,7 @@ impl Tenants {
 
     /// The subscription at a turn.
     #[cfg(test)]
-    pub(super) fn at(&self, place: TenantPlace, ring: Ring, turn: Turn) -> Option<Place> {
+    pub(super) fn at(&self, place: TenantPlace, ring: Ring, turn: Turn) -> Option<QueuePlace> {
         self.tenants[place].as_ref()?.rings[ring as usize].get(&turn).copied()
     }
 
@@ -193,12 +193,12 @@ impl Tenants {
         self.tenants.iter().flatten().map(|tenant| tenant.rings[ring as usize].len()).sum()
     }
 
-    fn get(&mut self, place: TenantPlace) -> &mut Tenant {
+    fn get(&mut self, place: TenantPlace) -> &mut TenantShare {
         self.tenants[place].as_mut().expect("the tenant of a subscription exists")
     }
 
     /// Changes a tenant, and updates its position in the order.
-    fn change(&mut self, place: TenantPlace, change: impl FnOnce(&mut Tenant)) {
+    fn change(&mut self, place: TenantPlace, change: impl FnOnce(&mut TenantShare)) {
         let tenant = self.tenants[place].as_mut().expect("the tenant of a subscription exists");
         let before = (tenant.in_flight, tenant.turn, place);
         let listed_before: [bool; RINGS] = std::array::from_fn(|ring| !tenant.rings[ring].is_empty());

@@ -8,7 +8,7 @@ use super::{Filter, Pairs};
 /// The compiled filters of a subscription; all must match.
 #[derive(Debug, Default)]
 pub struct Program {
-    steps: Box<[Step]>,
+    steps: Box<[Instruction]>,
     start: Position,
 }
 
@@ -27,7 +27,7 @@ impl Default for Position {
 }
 
 #[derive(Debug)]
-struct Step {
+struct Instruction {
     test: Test,
     name: Box<str>,
     wanted: Box<str>,
@@ -81,7 +81,7 @@ impl Program {
     }
 }
 
-impl Step {
+impl Instruction {
     fn holds<'e>(&self, attribute: &dyn Fn(&str) -> Option<Cow<'e, str>>) -> bool {
         let Some(value) = attribute(&self.name) else { return false };
         match self.test {
@@ -94,11 +94,11 @@ impl Step {
 
 // The list is built from the end, so that the next positions of each comparison are known.
 
-fn all(steps: &mut Vec<Step>, filters: &[Filter], if_holds: Position, if_not: Position) -> Position {
+fn all(steps: &mut Vec<Instruction>, filters: &[Filter], if_holds: Position, if_not: Position) -> Position {
     filters.iter().rev().fold(if_holds, |next, filter| one(steps, filter, next, if_not))
 }
 
-fn one(steps: &mut Vec<Step>, filter: &Filter, if_holds: Position, if_not: Position) -> Position {
+fn one(steps: &mut Vec<Instruction>, filter: &Filter, if_holds: Position, if_not: Position) -> Position {
     match filter {
         Filter::Exact(wanted) => pairs(steps, Test::Exact, wanted, if_holds, if_not),
         Filter::Prefix(wanted) => pairs(steps, Test::Prefix, wanted, if_holds, if_not),
@@ -112,7 +112,7 @@ fn one(steps: &mut Vec<Step>, filter: &Filter, if_holds: Position, if_not: Posit
 }
 
 fn pairs(
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<Instruction>,
     test: Test,
     wanted: &Pairs,
     if_holds: Position,
@@ -120,7 +120,7 @@ fn pairs(
 ) -> Position {
     wanted.0.iter().rev().fold(if_holds, |next, (name, wanted)| {
         let position = Position(u32::try_from(steps.len()).expect("a body has fewer than 2^32 comparisons"));
-        steps.push(Step { test, name: name.clone(), wanted: wanted.clone(), if_holds: next, if_not });
+        steps.push(Instruction { test, name: name.clone(), wanted: wanted.clone(), if_holds: next, if_not });
         position
     })
 }

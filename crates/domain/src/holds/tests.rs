@@ -17,20 +17,28 @@ fn a_hold_begins_once_and_is_prolonged_when_it_grows() {
     let mut holds = Holds::default();
     let crm = named("crm", 1);
     let mut asked = |until, now| holds.asked(&crm, at(until), 503, 1, at(now));
-    assert_eq!(asked(5_000, 0), Change::Began);
-    assert_eq!(asked(5_000, 1), Change::None, "answered alike");
-    assert_eq!(asked(6_000, 1_000), Change::None);
-    assert_eq!(asked(1_000, 500), Change::None, "a shorter one");
-    assert_eq!(asked(9_000, 1_500), Change::Prolonged, "a longer one");
+    assert_eq!(asked(5_000, 0), HoldChange::Began);
+    assert_eq!(asked(5_000, 1), HoldChange::None, "answered alike");
+    assert_eq!(asked(6_000, 1_000), HoldChange::None);
+    assert_eq!(asked(1_000, 500), HoldChange::None, "a shorter one");
+    assert_eq!(asked(9_000, 1_500), HoldChange::Prolonged, "a longer one");
     assert_eq!(
         asked(9_500, 9_100),
-        Change::Prolonged,
+        HoldChange::Prolonged,
         "the one before is over: it was tried, and asked again"
     );
     assert_eq!(holds.get(&crm, at(9_200)).map(|hold| (hold.since, hold.until)), Some((at(0), at(9_500))));
     assert_eq!(holds.get(&crm, at(9_500)), None);
-    assert_eq!(holds.asked(&named("crm", 2), at(9_500), 503, 1, at(9_200)), Change::Began, "created again");
-    assert_eq!(holds.asked(&crm, at(60_000), 503, 1, at(19_500)), Change::Began, "long after the last one");
+    assert_eq!(
+        holds.asked(&named("crm", 2), at(9_500), 503, 1, at(9_200)),
+        HoldChange::Began,
+        "created again"
+    );
+    assert_eq!(
+        holds.asked(&crm, at(60_000), 503, 1, at(19_500)),
+        HoldChange::Began,
+        "long after the last one"
+    );
 }
 
 #[test]
@@ -63,7 +71,7 @@ fn what_the_broker_has_is_what_others_stored_or_this_process_did() {
     holds.stored(&here);
     assert_eq!(stored(&holds, 1).len(), 2);
     assert_eq!(stored(&holds, 6_000), [there]);
-    assert_eq!(holds.asked(&here, at(9_000), 429, 3, at(6_000)), Change::Prolonged);
+    assert_eq!(holds.asked(&here, at(9_000), 429, 3, at(6_000)), HoldChange::Prolonged);
     assert_eq!(stored(&holds, 6_000).len(), 1, "the longer one is not stored yet");
 }
 
@@ -72,9 +80,13 @@ fn the_number_of_known_holds_is_bounded() {
     let mut holds = Holds::default();
     let known = |number| named(&format!("s-{number}"), 1);
     for number in 0..MOST {
-        assert_eq!(holds.asked(&known(number), at(1_000), 503, 1, at(0)), Change::Began);
+        assert_eq!(holds.asked(&known(number), at(1_000), 503, 1, at(0)), HoldChange::Began);
     }
-    assert_eq!(holds.asked(&known(MOST), at(1_000), 503, 1, at(0)), Change::None, "full");
+    assert_eq!(holds.asked(&known(MOST), at(1_000), 503, 1, at(0)), HoldChange::None, "full");
     assert_eq!(holds.all(at(0)).count(), MOST);
-    assert_eq!(holds.asked(&known(MOST), at(2_000), 503, 1, at(1_000)), Change::Began, "the others are over");
+    assert_eq!(
+        holds.asked(&known(MOST), at(2_000), 503, 1, at(1_000)),
+        HoldChange::Began,
+        "the others are over"
+    );
 }

@@ -77,7 +77,7 @@ fn a_lane_that_fails_is_tried_rarely_and_stops_no_other() {
                 continue;
             }
             tries.push(now.as_secs());
-            let pause = creation.failed(&lane, Failure::Refused, now);
+            let pause = creation.failed(&lane, CreationFailure::Refused, now);
             assert_eq!(pause.map(|pause| now + pause), creation.due());
         }
         assert!(!creation.ask("acme-0", "acme", now), "it is paused");
@@ -94,7 +94,7 @@ fn without_an_answer_it_is_tried_soon() {
     ask_for_many(&mut creation, "acme", 1);
     for second in 0..1_000 {
         assert_eq!(creation.next(seconds(second)).as_deref(), Some("acme-0"));
-        assert_eq!(creation.failed("acme-0", Failure::Unanswered, seconds(second)), Some(seconds(1)));
+        assert_eq!(creation.failed("acme-0", CreationFailure::Unanswered, seconds(second)), Some(seconds(1)));
         assert!(!creation.fails_for_long("acme-0"));
     }
 }
@@ -106,7 +106,7 @@ fn a_lane_without_envelopes_is_forgotten_unless_it_is_asked_for_meanwhile() {
     let mut now = seconds(0);
     while !creation.fails_for_long("acme-0") {
         assert_eq!(creation.next(now).as_deref(), Some("acme-0"));
-        creation.failed("acme-0", Failure::Refused, now);
+        creation.failed("acme-0", CreationFailure::Refused, now);
         now = creation.due().unwrap();
     }
     assert!(now > seconds(60), "{now:?}");
@@ -171,7 +171,7 @@ fn tenants_that_fill_the_memory_give_way_to_others() {
         }
         let now = seconds(0);
         while is_paused && let Some(lane) = creation.next(now) {
-            creation.failed(&lane, Failure::Refused, now);
+            creation.failed(&lane, CreationFailure::Refused, now);
         }
         for number in 0..100 {
             let lane = format!("acme-{number}");
@@ -210,7 +210,7 @@ proptest! {
                 2 => now += Duration::from_millis(700),
                 3 if !running.is_empty() => {
                     let lane = running.swap_remove(pick % running.len());
-                    let failure = if pick % 2 == 0 { Failure::Refused } else { Failure::Unanswered };
+                    let failure = if pick % 2 == 0 { CreationFailure::Refused } else { CreationFailure::Unanswered };
                     creation.failed(&lane, failure, now);
                 }
                 _ => {
@@ -225,7 +225,7 @@ proptest! {
             }
             running.extend(started(&mut creation, now));
             let states = creation.lanes.values();
-            let missing = states.filter(|lane| !matches!(lane.state, State::Exists)).count();
+            let missing = states.filter(|lane| !matches!(lane.state, CreationState::Exists)).count();
             prop_assert_eq!(creation.missing(), missing);
             prop_assert_eq!(creation.missing.values().sum::<usize>(), missing);
             prop_assert!(running.len() <= AT_ONCE);

@@ -8,7 +8,7 @@ fn stored(sequence: u64, at_nanos: i128) -> Stored {
     Stored::new(sequence, at_nanos)
 }
 
-fn look(leftovers: &mut Leftovers, message: Stored, settled_here: bool) -> Step {
+fn look(leftovers: &mut Leftovers, message: Stored, settled_here: bool) -> LeftoverStep {
     let step = leftovers.found(message, settled_here);
     leftovers.end_look();
     step
@@ -17,11 +17,11 @@ fn look(leftovers: &mut Leftovers, message: Stored, settled_here: bool) -> Step 
 #[test]
 fn what_this_process_acknowledged_is_removed_at_the_second_look() {
     let mut leftovers = Leftovers::default();
-    assert_eq!(look(&mut leftovers, stored(7, 1), true), Step::Wait);
+    assert_eq!(look(&mut leftovers, stored(7, 1), true), LeftoverStep::Wait);
     assert!(leftovers.any());
-    assert_eq!(look(&mut leftovers, stored(7, 1), true), Step::Remove);
+    assert_eq!(look(&mut leftovers, stored(7, 1), true), LeftoverStep::Remove);
     // The removal may be lost again.
-    assert_eq!(look(&mut leftovers, stored(7, 1), true), Step::Remove);
+    assert_eq!(look(&mut leftovers, stored(7, 1), true), LeftoverStep::Remove);
     leftovers.end_look();
     assert!(!leftovers.any());
 }
@@ -31,9 +31,13 @@ fn any_other_leftover_waits_for_the_process_that_knows_it() {
     let mut leftovers = Leftovers::default();
     for round in 0..3 {
         for number in 1..UNKNOWN {
-            assert_eq!(look(&mut leftovers, stored(7, 1), false), Step::Wait, "look {number} of {round}");
+            assert_eq!(
+                look(&mut leftovers, stored(7, 1), false),
+                LeftoverStep::Wait,
+                "look {number} of {round}"
+            );
         }
-        assert_eq!(look(&mut leftovers, stored(7, 1), false), Step::LookForTraces);
+        assert_eq!(look(&mut leftovers, stored(7, 1), false), LeftoverStep::LookForTraces);
     }
 }
 
@@ -41,24 +45,24 @@ fn any_other_leftover_waits_for_the_process_that_knows_it() {
 fn one_that_is_deferred_is_due_at_the_next_look() {
     let mut leftovers = Leftovers::default();
     for _ in 1..UNKNOWN {
-        assert_eq!(look(&mut leftovers, stored(7, 1), false), Step::Wait);
+        assert_eq!(look(&mut leftovers, stored(7, 1), false), LeftoverStep::Wait);
     }
     for _ in 0..3 {
-        assert_eq!(leftovers.found(stored(7, 1), false), Step::LookForTraces);
+        assert_eq!(leftovers.found(stored(7, 1), false), LeftoverStep::LookForTraces);
         leftovers.defer(stored(7, 1));
         leftovers.end_look();
     }
-    assert_eq!(look(&mut leftovers, stored(7, 1), true), Step::Remove);
+    assert_eq!(look(&mut leftovers, stored(7, 1), true), LeftoverStep::Remove);
 }
 
 #[test]
 fn another_message_at_the_same_sequence_is_looked_at_anew() {
     let mut leftovers = Leftovers::default();
-    assert_eq!(look(&mut leftovers, stored(7, 1), true), Step::Wait);
-    assert_eq!(look(&mut leftovers, stored(7, 2), true), Step::Wait);
+    assert_eq!(look(&mut leftovers, stored(7, 1), true), LeftoverStep::Wait);
+    assert_eq!(look(&mut leftovers, stored(7, 2), true), LeftoverStep::Wait);
     // One that is gone for a look is not a leftover twice in a row.
     leftovers.end_look();
-    assert_eq!(look(&mut leftovers, stored(7, 2), true), Step::Wait);
+    assert_eq!(look(&mut leftovers, stored(7, 2), true), LeftoverStep::Wait);
 }
 
 /// A stream, its reader, and one process with its memory. Events have a number of their own; sequences may be used twice.
@@ -113,19 +117,19 @@ impl World {
         for (sequence, (event, at)) in found {
             let message = stored(sequence, at);
             let verdict = match self.leftovers.found(message, self.memory.contains(&message)) {
-                Step::Wait => continue,
-                Step::Remove => Verdict::Remove,
-                Step::LookForTraces => decide(self.traces.contains(&event)),
+                LeftoverStep::Wait => continue,
+                LeftoverStep::Remove => LeftoverVerdict::Remove,
+                LeftoverStep::LookForTraces => decide(self.traces.contains(&event)),
             };
             match verdict {
-                Verdict::Remove => {
+                LeftoverVerdict::Remove => {
                     assert!(
                         self.committed.contains(&event),
                         "event {event} is removed and was never fanned out"
                     );
                     self.stream.remove(&sequence);
                 }
-                Verdict::FanOut => {
+                LeftoverVerdict::FanOut => {
                     assert!(
                         !self.logs || !self.committed.contains(&event),
                         "event {event} is fanned out twice"

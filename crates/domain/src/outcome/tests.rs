@@ -37,18 +37,18 @@ const FAILURES: [Failure; 14] = [
 ];
 
 /// With a `jitter` of 0.5, a wait is as configured.
-fn decisions(outcome: &Outcome) -> (Decision, Decision) {
+fn decisions(outcome: &Outcome) -> (DeliveryDecision, DeliveryDecision) {
     (decide(outcome, 1, &policy(), &NONE, 0.5), decide(outcome, 5, &policy(), &NONE, 0.5))
 }
 
 #[test]
 fn the_table_line_by_line() {
-    let retry = Decision::Retry { after: Duration::from_secs(1) };
-    let dead = |reason, fault| Decision::DeadLetter { reason, fault };
+    let retry = DeliveryDecision::Retry { after: Duration::from_secs(1) };
+    let dead = |reason, fault| DeliveryDecision::DeadLetter { reason, fault };
     let exhausted = dead(Reason::Exhausted, Fault::Subscriber);
     let permanent = dead(Reason::Permanent, Fault::Subscriber);
     for status in 200..=299 {
-        assert_eq!(decisions(&answered(status)), (Decision::Ack, Decision::Ack), "{status}");
+        assert_eq!(decisions(&answered(status)), (DeliveryDecision::Ack, DeliveryDecision::Ack), "{status}");
     }
     for status in [400, 410, 413, 414, 415, 422, 501] {
         assert_eq!(decisions(&answered(status)), (permanent, permanent), "{status}");
@@ -82,7 +82,7 @@ fn the_table_line_by_line() {
 #[test]
 fn outcomes_of_a_broker_have_no_status() {
     let acknowledged = Outcome::Acknowledged;
-    assert_eq!(decisions(&acknowledged), (Decision::Ack, Decision::Ack));
+    assert_eq!(decisions(&acknowledged), (DeliveryDecision::Ack, DeliveryDecision::Ack));
     assert_eq!(
         (acknowledged.status(), acknowledged.kind(), acknowledged.error_text()),
         (None, None, String::new())
@@ -106,12 +106,12 @@ fn a_subscription_may_override_statuses_line_by_line() {
     let both = |outcome: &Outcome| {
         (decide(outcome, 1, &policy(), &statuses, 0.5), decide(outcome, 5, &policy(), &statuses, 0.5))
     };
-    let retry = Decision::Retry { after: Duration::from_secs(1) };
-    let dead = |reason| Decision::DeadLetter { reason, fault: Fault::Subscriber };
+    let retry = DeliveryDecision::Retry { after: Duration::from_secs(1) };
+    let dead = |reason| DeliveryDecision::DeadLetter { reason, fault: Fault::Subscriber };
     let (retried, permanent) =
         ((retry, dead(Reason::Exhausted)), (dead(Reason::Permanent), dead(Reason::Permanent)));
     for (status, expected) in [
-        (200, (Decision::Ack, Decision::Ack)),
+        (200, (DeliveryDecision::Ack, DeliveryDecision::Ack)),
         (400, retried),
         (422, retried),
         (404, permanent),
@@ -180,7 +180,7 @@ fn waits_follow_the_schedule_and_its_last_entry_repeats() {
         &NONE,
         jitter,
     ) {
-        Decision::Retry { after } => after.as_secs_f64(),
+        DeliveryDecision::Retry { after } => after.as_secs_f64(),
         other => panic!("{other:?}"),
     };
     for (attempt, seconds) in [(1, 1.0), (2, 5.0), (3, 15.0), (4, 30.0), (5, 30.0), (8, 30.0)] {
@@ -189,7 +189,10 @@ fn waits_follow_the_schedule_and_its_last_entry_repeats() {
     assert!((wait(3, 0.0) - 13.5).abs() < 1e-6);
     assert!((wait(3, 0.999_999) - 16.5).abs() < 1e-3);
     let none = RetryPolicy { waits: Vec::new(), ..policy() };
-    assert_eq!(decide(&answered(503), 1, &none, &NONE, 0.9), Decision::Retry { after: Duration::ZERO });
+    assert_eq!(
+        decide(&answered(503), 1, &none, &NONE, 0.9),
+        DeliveryDecision::Retry { after: Duration::ZERO }
+    );
 }
 
 #[test]
@@ -198,13 +201,13 @@ fn retry_after_lengthens_the_wait_within_its_bound() {
         let retry_after = Some(Duration::from_secs(seconds));
         decide(&Outcome::Answered { status: 429, retry_after }, 2, &policy(), &NONE, 0.5)
     };
-    assert_eq!(wait(120), Decision::Retry { after: Duration::from_secs(120) });
-    assert_eq!(wait(0), Decision::Retry { after: Duration::from_secs(5) });
-    assert_eq!(wait(1_000_000), Decision::Retry { after: Duration::from_secs(3600) });
+    assert_eq!(wait(120), DeliveryDecision::Retry { after: Duration::from_secs(120) });
+    assert_eq!(wait(0), DeliveryDecision::Retry { after: Duration::from_secs(5) });
+    assert_eq!(wait(1_000_000), DeliveryDecision::Retry { after: Duration::from_secs(3600) });
     let last = Outcome::Answered { status: 503, retry_after: Some(Duration::from_secs(9)) };
     assert!(matches!(
         decide(&last, 5, &policy(), &NONE, 0.5),
-        Decision::DeadLetter { reason: Reason::Exhausted, .. }
+        DeliveryDecision::DeadLetter { reason: Reason::Exhausted, .. }
     ));
 }
 
@@ -278,13 +281,13 @@ proptest! {
         let policy = RetryPolicy { max_deliver, waits, max_retry_after: Duration::from_secs(3600) };
         let success = outcome.status().is_some_and(|status| (200..300).contains(&status));
         match decide(&outcome, attempt, &policy, &NONE, jitter) {
-            Decision::Ack => prop_assert!(success),
-            Decision::Retry { after } => {
+            DeliveryDecision::Ack => prop_assert!(success),
+            DeliveryDecision::Retry { after } => {
                 prop_assert!(!success && attempt < max_deliver);
                 prop_assert!(after <= longest.max(policy.max_retry_after));
             }
-            Decision::DeadLetter { reason: Reason::Exhausted, .. } => prop_assert!(!success && attempt >= max_deliver),
-            Decision::DeadLetter { reason, fault } => {
+            DeliveryDecision::DeadLetter { reason: Reason::Exhausted, .. } => prop_assert!(!success && attempt >= max_deliver),
+            DeliveryDecision::DeadLetter { reason, fault } => {
                 prop_assert!(!success && reason == Reason::Permanent && fault == Fault::Subscriber);
             }
         }

@@ -18,10 +18,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::event::{Members, is_traceparent};
+use crate::event::{JsonMembers, JsonText, is_traceparent};
 
 /// Fields of each part of the metadata that are kept. Extensions are kept completely.
 const KEPT: [(&str, &[&str]); 3] = [
@@ -67,7 +67,7 @@ struct Kept<'a> {
 ///
 /// Fails if a part of the metadata is not an object.
 pub fn external_metadata(metadata: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
-    let parts: Members<'_> = serde_json::from_str(metadata.get())?;
+    let parts: JsonMembers<'_> = serde_json::from_str(metadata.get())?;
     let [headers, domain, envelope] = KEPT.map(|(part, kept)| match parts.get(part) {
         Some(part) => only(part, kept),
         None => Ok(BTreeMap::new()),
@@ -81,12 +81,12 @@ fn only<'a>(
     part: &'a RawValue,
     kept: &[&'static str],
 ) -> Result<BTreeMap<&'static str, &'a RawValue>, serde_json::Error> {
-    let members: Members<'a> = serde_json::from_str(part.get())?;
+    let members: JsonMembers<'a> = serde_json::from_str(part.get())?;
     Ok(kept.iter().filter_map(|name| Some((*name, members.get(name)?))).collect())
 }
 
 #[derive(Serialize)]
-struct Body<'a, M> {
+struct ExternalBody<'a, M> {
     data: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<&'a RawValue>,
@@ -108,11 +108,11 @@ struct HeadersPart<'a> {
     kind: Option<&'a RawValue>,
     time: Option<&'a RawValue>,
     stream: Option<&'a RawValue>,
-    traceparent: Option<TraceParent<'a>>,
+    traceparent: Option<ExternalTraceParent<'a>>,
 }
 
 #[derive(Serialize)]
-struct TraceParent<'a> {
+struct ExternalTraceParent<'a> {
     trace_id: &'a str,
     parent_id: &'a str,
     sampled: bool,
@@ -158,16 +158,16 @@ impl ExternalMessage {
     ///
     /// Fails if the event cannot be parsed.
     pub fn new(event: &str, metadata: Option<&RawValue>) -> Result<Self, serde_json::Error> {
-        let members: Members<'_> = serde_json::from_str(event)?;
+        let members: JsonMembers<'_> = serde_json::from_str(event)?;
         let text = |name: &str| -> Result<Option<Cow<'_, str>>, serde_json::Error> {
             members
                 .get(name)
-                .map(|value| serde_json::from_str::<Text<'_>>(value.get()).map(|text| text.0))
+                .map(|value| serde_json::from_str::<JsonText<'_>>(value.get()).map(|text| text.0))
                 .transpose()
         };
         let (data, data_base64) = (members.get("data"), members.get("data_base64"));
         let body = match metadata {
-            Some(metadata) => serde_json::to_string(&Body { data, data_base64, metadata })?,
+            Some(metadata) => serde_json::to_string(&ExternalBody { data, data_base64, metadata })?,
             None => {
                 let traceparent = text("traceparent")?;
                 let content_type = members.get("datacontenttype").filter(|_| data_base64.is_some());
@@ -195,7 +195,7 @@ impl ExternalMessage {
                         .chain(content_type.map(|content_type| ("datacontenttype", content_type)))
                         .collect(),
                 };
-                serde_json::to_string(&Body { data, data_base64, metadata })?
+                serde_json::to_string(&ExternalBody { data, data_base64, metadata })?
             }
         };
         let key = text("subject")?.or(text("id")?).unwrap_or_default().into_owned();
@@ -204,15 +204,12 @@ impl ExternalMessage {
     }
 }
 
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
 /// Protean's form of the W3C trace context.
-fn trace_parent(text: &str) -> Option<TraceParent<'_>> {
+fn trace_parent(text: &str) -> Option<ExternalTraceParent<'_>> {
     let mut parts = text.split('-').skip(1);
     let (trace_id, parent_id, flags) = (parts.next()?, parts.next()?, parts.next()?);
     let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-    is_traceparent(text).then_some(TraceParent { trace_id, parent_id, sampled })
+    is_traceparent(text).then_some(ExternalTraceParent { trace_id, parent_id, sampled })
 }
 
 /// A sequence as a string; events may have it as a number.

@@ -27,7 +27,7 @@ pub struct FullEnvelope<'a> {
 }
 
 #[derive(Deserialize)]
-struct Parts<'a> {
+struct FullEnvelopeParts<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
     #[serde(borrow)]
@@ -83,7 +83,7 @@ pub(super) fn is_reserved(extension: &str) -> bool {
 impl<'a> FullEnvelope<'a> {
     /// Parses an envelope. The error names the missing or invalid member.
     pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
-        let Parts { data, metadata } = serde_json::from_str(json)?;
+        let FullEnvelopeParts { data, metadata } = serde_json::from_str(json)?;
         Ok(Self { data, metadata: serde_json::from_str(metadata.get())?, raw_metadata: metadata })
     }
 

@@ -53,15 +53,15 @@ impl Status {
     /// | publish, fail, abandon, release | processing, by the holder of the claim | published, failed, abandoned, pending |
     /// | retry (operator) | failed, abandoned | pending |
     /// | discard (operator) | pending, failed | abandoned |
-    pub fn after(self, step: Step) -> Option<Self> {
+    pub fn after(self, step: RowStep) -> Option<Self> {
         match (step, self) {
-            (Step::Claim { due: true }, status) if status.is_open() => Some(Self::Processing),
-            (Step::Publish { held: true }, Self::Processing) => Some(Self::Published),
-            (Step::Fail { held: true }, Self::Processing) => Some(Self::Failed),
-            (Step::Abandon { held: true }, Self::Processing) => Some(Self::Abandoned),
-            (Step::Release { held: true }, Self::Processing) => Some(Self::Pending),
-            (Step::Retry, Self::Failed | Self::Abandoned) => Some(Self::Pending),
-            (Step::Discard, Self::Pending | Self::Failed) => Some(Self::Abandoned),
+            (RowStep::Claim { due: true }, status) if status.is_open() => Some(Self::Processing),
+            (RowStep::Publish { held: true }, Self::Processing) => Some(Self::Published),
+            (RowStep::Fail { held: true }, Self::Processing) => Some(Self::Failed),
+            (RowStep::Abandon { held: true }, Self::Processing) => Some(Self::Abandoned),
+            (RowStep::Release { held: true }, Self::Processing) => Some(Self::Pending),
+            (RowStep::Retry, Self::Failed | Self::Abandoned) => Some(Self::Pending),
+            (RowStep::Discard, Self::Pending | Self::Failed) => Some(Self::Abandoned),
             _ => None,
         }
     }
@@ -84,7 +84,7 @@ impl FromStr for Status {
 
 /// A step on a row. `due`: the row is due, or its claim has expired. `held`: the caller still holds the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum RowStep {
     Claim { due: bool },
     Publish { held: bool },
     Fail { held: bool },

@@ -113,30 +113,33 @@ fn names_of_external_brokers() {
 #[test]
 fn steps_lead_where_the_table_says() {
     let held = [
-        (Step::Publish { held: true }, Status::Published),
-        (Step::Fail { held: true }, Status::Failed),
-        (Step::Abandon { held: true }, Status::Abandoned),
-        (Step::Release { held: true }, Status::Pending),
+        (RowStep::Publish { held: true }, Status::Published),
+        (RowStep::Fail { held: true }, Status::Failed),
+        (RowStep::Abandon { held: true }, Status::Abandoned),
+        (RowStep::Release { held: true }, Status::Pending),
     ];
     for status in Status::ALL {
         assert_eq!(status.as_str().parse(), Ok(status));
-        assert_eq!(status.after(Step::Claim { due: true }), status.is_open().then_some(Status::Processing));
-        assert_eq!(status.after(Step::Claim { due: false }), None);
+        assert_eq!(
+            status.after(RowStep::Claim { due: true }),
+            status.is_open().then_some(Status::Processing)
+        );
+        assert_eq!(status.after(RowStep::Claim { due: false }), None);
         for (step, to) in held {
             assert_eq!(status.after(step), (status == Status::Processing).then_some(to));
         }
         for lost in [
-            Step::Publish { held: false },
-            Step::Fail { held: false },
-            Step::Abandon { held: false },
-            Step::Release { held: false },
+            RowStep::Publish { held: false },
+            RowStep::Fail { held: false },
+            RowStep::Abandon { held: false },
+            RowStep::Release { held: false },
         ] {
             assert_eq!(status.after(lost), None);
         }
         let retried = matches!(status, Status::Failed | Status::Abandoned).then_some(Status::Pending);
-        assert_eq!(status.after(Step::Retry), retried);
+        assert_eq!(status.after(RowStep::Retry), retried);
         let discarded = matches!(status, Status::Pending | Status::Failed).then_some(Status::Abandoned);
-        assert_eq!(status.after(Step::Discard), discarded);
+        assert_eq!(status.after(RowStep::Discard), discarded);
     }
     assert!("done".parse::<Status>().unwrap_err().to_string().contains("pending"));
 }

@@ -12,7 +12,7 @@ fn of<'a>(tenant: &'a str, subscription: &'a str, detail: &'a str) -> Thing<'a> 
     Thing { domain: "user-lifecycle", tenant, subscription, detail }
 }
 
-const WRITTEN: Turn = Turn::Write { left_out: 0 };
+const WRITTEN: LineDecision = LineDecision::Write { left_out: 0 };
 
 #[test]
 fn the_first_line_is_written_and_the_next_after_the_interval_says_how_many_were_left_out() {
@@ -20,10 +20,10 @@ fn the_first_line_is_written_and_the_next_after_the_interval_says_how_many_were_
     let crm = of("acme", "crm", "exhausted");
     assert_eq!(lines.turn("dead-lettered", crm, seconds(0)), WRITTEN);
     for second in 1..60 {
-        assert_eq!(lines.turn("dead-lettered", crm, seconds(second)), Turn::LeaveOut);
+        assert_eq!(lines.turn("dead-lettered", crm, seconds(second)), LineDecision::LeaveOut);
     }
-    assert_eq!(lines.turn("dead-lettered", crm, seconds(60)), Turn::Write { left_out: 59 });
-    assert_eq!(lines.turn("dead-lettered", crm, seconds(61)), Turn::LeaveOut);
+    assert_eq!(lines.turn("dead-lettered", crm, seconds(60)), LineDecision::Write { left_out: 59 });
+    assert_eq!(lines.turn("dead-lettered", crm, seconds(61)), LineDecision::LeaveOut);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn things_and_kinds_have_lines_of_their_own() {
     for kind in ["dead-lettered", "redriven"] {
         for thing in things {
             assert_eq!(lines.turn(kind, thing, seconds(1)), WRITTEN, "{thing:?}");
-            assert_eq!(lines.turn(kind, thing, seconds(2)), Turn::LeaveOut, "{thing:?}");
+            assert_eq!(lines.turn(kind, thing, seconds(2)), LineDecision::LeaveOut, "{thing:?}");
         }
     }
 }
@@ -56,7 +56,7 @@ fn the_last_count_comes_out_when_the_lines_stop() {
     assert_eq!(lines.due(seconds(60)), [LeftOut { kind: "dead-lettered", about, count: 2 }]);
     assert_eq!(lines.due(seconds(61)), []);
     // The summary was a line, too.
-    assert_eq!(lines.turn("dead-lettered", crm, seconds(62)), Turn::LeaveOut);
+    assert_eq!(lines.turn("dead-lettered", crm, seconds(62)), LineDecision::LeaveOut);
     assert_eq!(lines.rest().iter().map(|left_out| left_out.count).collect::<Vec<_>>(), [1]);
     assert!(lines.is_empty() && lines.rest().is_empty());
 }
@@ -89,7 +89,7 @@ fn hostile_fields_cost_bounded_memory() {
     let mut lines = RepeatedLines::new(INTERVAL);
     let long = "\u{202e}é\0".repeat(100_000);
     assert_eq!(lines.turn("event rejected", of(&long, &long, &long), seconds(1)), WRITTEN);
-    assert_eq!(lines.turn("event rejected", of(&long, &long, &long), seconds(2)), Turn::LeaveOut);
+    assert_eq!(lines.turn("event rejected", of(&long, &long, &long), seconds(2)), LineDecision::LeaveOut);
     let rest = lines.rest();
     assert_eq!(rest.len(), 1);
     assert!(rest[0].about.iter().map(String::len).sum::<usize>() <= 4 * MOST_BYTES);
@@ -108,7 +108,7 @@ proptest! {
             let (tenant, subscription) = (format!("t-{tenant}"), format!("s-{subscription}"));
             let thing = of(&tenant, &subscription, "");
             caused += 1;
-            if let Turn::Write { left_out } = lines.turn(kind, thing, seconds(now)) {
+            if let LineDecision::Write { left_out } = lines.turn(kind, thing, seconds(now)) {
                 accounted += 1 + left_out;
                 written.push((kind, now));
             }

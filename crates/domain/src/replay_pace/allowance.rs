@@ -1,6 +1,6 @@
 //! What may be replayed by the pace, and beyond it where used-up envelopes would stop it without end.
 
-use super::Room;
+use super::ReplayRoom;
 
 /// By which room an envelope is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,16 +13,16 @@ pub enum Fit {
 /// The room of a subscription, or of an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    paced: Room,
-    beyond: Room,
+    paced: ReplayRoom,
+    beyond: ReplayRoom,
 }
 
 impl Allowance {
-    pub const NONE: Self = Self { paced: Room::NONE, beyond: Room::NONE };
+    pub const NONE: Self = Self { paced: ReplayRoom::NONE, beyond: ReplayRoom::NONE };
 
     /// `beyond`: the room where used-up envelopes may use up that of the pace; otherwise `None`.
-    pub fn new(paced: Room, beyond: Option<Room>) -> Self {
-        Self { paced, beyond: beyond.unwrap_or(Room::NONE) }
+    pub fn new(paced: ReplayRoom, beyond: Option<ReplayRoom>) -> Self {
+        Self { paced, beyond: beyond.unwrap_or(ReplayRoom::NONE) }
     }
 
     /// At most this many by the pace.
@@ -59,7 +59,7 @@ impl Allowance {
 
     /// How many envelopes of this size to read for it; at least one.
     pub fn count(&self, average: u64) -> u64 {
-        let count = |room: &Room| if room.is_none() { 0 } else { room.count(average) };
+        let count = |room: &ReplayRoom| if room.is_none() { 0 } else { room.count(average) };
         count(&self.paced).saturating_add(count(&self.beyond)).max(1)
     }
 }

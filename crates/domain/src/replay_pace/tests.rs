@@ -92,7 +92,7 @@ fn a_subscription_gets_replays_up_to_half_of_its_quota() {
         grace: 0,
     };
     let room = |messages, bytes, waiting| {
-        let mut room = Room::of_subscription(&limits(messages, bytes), &usage(waiting));
+        let mut room = ReplayRoom::of_subscription(&limits(messages, bytes), &usage(waiting));
         let mut count = 0;
         while room.fits(100) {
             room.take(100);
@@ -113,14 +113,14 @@ fn a_subscription_gets_replays_up_to_half_of_its_quota() {
     // With a lane of its own, it may have a quarter of what is free, and replays half of that.
     let with = |free, own_lane| {
         let usage = Usage { free, own_lane, ..usage(100) };
-        Room::of_subscription(&limits(None, None), &usage)
+        ReplayRoom::of_subscription(&limits(None, None), &usage)
     };
     assert!(with(80_000, true).is_none() && !with(100_000, true).is_none() && !with(0, false).is_none());
 }
 
 #[test]
 fn as_many_are_read_as_have_room() {
-    let room = Room { messages: 256, bytes: 500_000, one: 0 };
+    let room = ReplayRoom { messages: 256, bytes: 500_000, one: 0 };
     assert_eq!(
         (room.count(0), room.count(1_000), room.count(200_000), room.count(u64::MAX)),
         (256, 256, 3, 1)
@@ -129,18 +129,20 @@ fn as_many_are_read_as_have_room() {
 
 #[test]
 fn a_few_go_on_beside_used_up_envelopes() {
-    assert_eq!(Room::of_few(0).messages, FEW);
+    assert_eq!(ReplayRoom::of_few(0).messages, FEW);
     assert!(
-        Room::of_few(FEW).is_none() && Room::of_few(u64::MAX).is_none() && Room::of_few(1).fits(u64::MAX)
+        ReplayRoom::of_few(FEW).is_none()
+            && ReplayRoom::of_few(u64::MAX).is_none()
+            && ReplayRoom::of_few(1).fits(u64::MAX)
     );
     let fill = |bytes| Fill { bytes, messages: 100, max_bytes: Some(1_000_000), max_messages: None };
-    let room = Room::beside_used_up(&fill(900_000), 0, 0);
+    let room = ReplayRoom::beside_used_up(&fill(900_000), 0, 0);
     assert!(room.fits(100_000), "one may use all that is free");
     assert!(!room.fits(100_001), "the outbox would reject it");
-    let room = Room::beside_used_up(&fill(900_000), 1, 10_000);
+    let room = ReplayRoom::beside_used_up(&fill(900_000), 1, 10_000);
     assert!(room.fits(40_000) && !room.fits(40_001));
-    assert!(Room::beside_used_up(&fill(1_000_000), 0, 0).is_none());
-    assert!(Room::beside_used_up(&fill(0), FEW_OF_ALL, 0).is_none());
+    assert!(ReplayRoom::beside_used_up(&fill(1_000_000), 0, 0).is_none());
+    assert!(ReplayRoom::beside_used_up(&fill(0), FEW_OF_ALL, 0).is_none());
 }
 
 proptest! {
@@ -165,11 +167,11 @@ proptest! {
             let stored: u64 = waiting.iter().sum();
             let count = waiting.len() as u64;
             let fill = Fill { bytes: stored, messages: count, max_bytes: Some(limit), max_messages: None };
-            let mut space = Allowance::new(Room::of_outbox(&fill, 0, 0), Some(Room::beside_used_up(&fill, 0, 0)));
+            let mut space = Allowance::new(ReplayRoom::of_outbox(&fill, 0, 0), Some(ReplayRoom::beside_used_up(&fill, 0, 0)));
             let active = if is_known { 0 } else { count };
             let usage = Usage { messages: active, bytes: active * 1_000, own_lane: true, free: limit - stored, grace: 0 };
-            let few = (!is_known).then(|| Room::of_few(0));
-            let mut room = Allowance::new(Room::of_subscription(&limits, &usage), few);
+            let few = (!is_known).then(|| ReplayRoom::of_few(0));
+            let mut room = Allowance::new(ReplayRoom::of_subscription(&limits, &usage), few);
             let mut sent = 0;
             while let Some(size) = letters.front().copied()
                 && let (Some(fit), Some(fit_of_outbox)) = (room.fit(size), space.fit(size))
@@ -216,8 +218,8 @@ proptest! {
             prop_assert!(bytes >= stored, "{bytes} of {stored}");
             let usage = Usage { messages, bytes, own_lane: false, free: u64::MAX, grace: 0 };
             let fill = Fill { bytes: stored, messages, max_bytes: Some(outbox), max_messages: None };
-            let mut room = Room::of_subscription(&limits, &usage);
-            let mut space = Room::of_outbox(&fill, 0, 0);
+            let mut room = ReplayRoom::of_subscription(&limits, &usage);
+            let mut space = ReplayRoom::of_outbox(&fill, 0, 0);
             while let Some(size) = peeked.filter(|size| room.fits(*size) && space.fits(*size)) {
                 room.take(size);
                 space.take(size);
@@ -245,7 +247,7 @@ proptest! {
         let fill = Fill { bytes: 1, messages: 1, max_bytes: Some(limit), max_messages: None };
         let (mut pending, mut bytes) = (0, 0);
         for _ in 0..looks {
-            let mut space = Room::of_outbox(&fill, pending, bytes);
+            let mut space = ReplayRoom::of_outbox(&fill, pending, bytes);
             for size in sizes.iter().filter(|_| !space.is_none()).copied().collect::<Vec<_>>() {
                 if space.fits(size) {
                     space.take(size);

@@ -182,7 +182,7 @@ pub(super) fn names_a_broker(delivery: &Value) -> bool {
 
 /// The fields that distinguish a broker's delivery from an endpoint's.
 #[derive(Deserialize)]
-struct Kind {
+struct BrokerFields {
     broker: Option<IgnoredAny>,
     stream: Option<IgnoredAny>,
 }
@@ -191,7 +191,7 @@ impl<'de> Deserialize<'de> for Delivery {
     /// Only from JSON. Builds no tree of values, because a process reads 100,000 of them when it starts.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Box::<RawValue>::deserialize(deserializer)?;
-        let kind: Kind = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
+        let kind: BrokerFields = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
         let delivery = if kind.broker.is_some() || kind.stream.is_some() {
             serde_json::from_str(json.get()).map(Self::Broker)
         } else {

@@ -171,7 +171,7 @@ fn a_tenant_sees_only_its_own_findings() {
         reason: "no-domain".into(),
         detail: String::new(),
     };
-    let waiting = |tenant: &str| Waiting { at: at(0), key: "a.b".into(), tenant: tenant.into() };
+    let waiting = |tenant: &str| UnreadEvent { at: at(0), key: "a.b".into(), tenant: tenant.into() };
     let mut findings = Findings {
         waiting: vec![waiting("acme"), waiting("default")],
         rejected: vec![rejected(None), rejected(Some("acme")), rejected(Some("default"))],

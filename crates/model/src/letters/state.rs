@@ -69,7 +69,7 @@ pub(super) enum Routing {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct State {
+pub struct LetterState {
     /// Events in the events stream, with the progress of the event processor.
     pub(super) events: Vec<(u8, Fanning)>,
     pub(super) outbox: Vec<Envelope>,
@@ -100,7 +100,7 @@ pub(super) enum Fanning {
     First,
 }
 
-impl State {
+impl LetterState {
     pub(super) fn envelope(&self, number: u8) -> Option<usize> {
         self.outbox.iter().position(|envelope| envelope.number == number)
     }

@@ -8,7 +8,7 @@
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hub_domain::repeated_lines::{LeftOut, RepeatedLines, Thing, Turn};
+use hub_domain::repeated_lines::{LeftOut, LineDecision, RepeatedLines, Thing};
 
 /// The interval for programs that do not set it.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
@@ -46,7 +46,7 @@ fn summarize(left_out: LeftOut<&'static str>) {
 }
 
 /// Decides about a warning about a broker.
-pub(super) fn turn(line: &'static str, broker: &str) -> Turn {
+pub(super) fn turn(line: &'static str, broker: &str) -> LineDecision {
     lines().turn(line, Thing { detail: broker, ..Thing::default() }, START.elapsed())
 }
 
@@ -55,11 +55,11 @@ macro_rules! limited {
     ($line:literal, $broker:expr; $($fields:tt)+) => {
         if tracing::enabled!(tracing::Level::WARN) {
             match $crate::facts::limited::turn($line, $broker) {
-                hub_domain::repeated_lines::Turn::Write { left_out } => {
+                hub_domain::repeated_lines::LineDecision::Write { left_out } => {
                     let repeated = Some(left_out).filter(|left_out| *left_out > 0);
                     tracing::warn!($($fields)+, repeated, $line);
                 }
-                hub_domain::repeated_lines::Turn::LeaveOut => tracing::debug!($($fields)+, $line),
+                hub_domain::repeated_lines::LineDecision::LeaveOut => tracing::debug!($($fields)+, $line),
             }
         }
     };
@@ -73,9 +73,9 @@ mod tests {
     #[test]
     fn a_line_about_a_broker_is_written_once_and_then_counted() {
         const LINE: &str = "a line of this test";
-        assert_eq!(turn(LINE, "nats://a"), Turn::Write { left_out: 0 });
-        assert!((0..1_000).all(|_| turn(LINE, "nats://a") == Turn::LeaveOut));
-        assert_eq!(turn(LINE, "nats://b"), Turn::Write { left_out: 0 }, "another broker");
+        assert_eq!(turn(LINE, "nats://a"), LineDecision::Write { left_out: 0 });
+        assert!((0..1_000).all(|_| turn(LINE, "nats://a") == LineDecision::LeaveOut));
+        assert_eq!(turn(LINE, "nats://b"), LineDecision::Write { left_out: 0 }, "another broker");
         let rest = lines().rest();
         let of_test: Vec<_> = rest.iter().filter(|left_out| left_out.kind == LINE).collect();
         assert_eq!(of_test.iter().map(|left_out| left_out.count).collect::<Vec<_>>(), [1_000]);

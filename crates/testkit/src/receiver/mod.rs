@@ -108,7 +108,7 @@ impl PathState {
     }
 }
 
-struct Shared {
+struct ReceiverState {
     /// Requests that are remembered for each path.
     remembered: usize,
     default: Mutex<Behaviour>,
@@ -117,7 +117,7 @@ struct Shared {
     changed: watch::Sender<u64>,
 }
 
-impl Shared {
+impl ReceiverState {
     fn paths(&self) -> MutexGuard<'_, HashMap<String, PathState>> {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,7 +136,7 @@ impl Shared {
 /// An HTTP/1.1 server on a free loopback port, until it is dropped. A path that was not set answers 200.
 pub struct Receiver {
     endpoint: HttpEndpoint,
-    shared: Arc<Shared>,
+    shared: Arc<ReceiverState>,
 }
 
 impl Receiver {
@@ -155,7 +155,7 @@ impl Receiver {
     ///
     /// No port is free.
     pub async fn bind(remembered: usize) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ReceiverState {
             remembered,
             default: Mutex::new(Behaviour::ok()),
             paths: Mutex::default(),
@@ -265,7 +265,7 @@ impl Receiver {
 }
 
 /// Counts a request as open until it is answered or its connection has ended.
-struct Open(Arc<Shared>, String);
+struct Open(Arc<ReceiverState>, String);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -273,7 +273,7 @@ impl Drop for Open {
     }
 }
 
-async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Response<Body> {
+async fn handle(shared: Arc<ReceiverState>, request: Request<Bytes>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let request = Received {
         method: head.method,

@@ -10,7 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use super::super::committer::{BUSY_DELAY, MOST_BLOCKED_DELAY, Planned};
-use super::{Admitted, Backlogs, Doubtful, Refusal, Shared};
+use super::{Admitted, Backlogs, DomainLedger, Doubtful, QuotaRefusal};
 use crate::domain::backlog::{PATIENCE, Unstored};
 use crate::facts::{DomainMetrics, ExcessKept, ExcessWaits, ExcessWaitsNoLonger};
 use crate::nats::{EnvelopeMessage, Fate};
@@ -52,7 +52,7 @@ impl Backlogs {
         for Doubtful { event, envelope: at, token, refusal, .. } in doubtful {
             let planned = group.get(event);
             let Some(envelope) = planned.and_then(|planned| planned.envelopes.get(at)) else { continue };
-            if let Refusal::Exceeds(why) = refusal {
+            if let QuotaRefusal::Exceeds(why) = refusal {
                 letters.push(Letter { event, at, token, envelope: envelope.clone(), why });
             }
             out.entry(event).or_default().insert(at);
@@ -179,7 +179,7 @@ impl Backlogs {
     }
 }
 
-impl Shared {
+impl DomainLedger {
     /// Notes that an event waits for room; returns for how long.
     fn wait(&self, metrics: &DomainMetrics) -> Duration {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);

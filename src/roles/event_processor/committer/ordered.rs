@@ -17,14 +17,14 @@ use crate::panics::{self, Panicked};
 const MOST_EVENTS: usize = 512;
 
 /// Why a group was not written.
-enum Failed {
+enum GroupFailure {
     Refused(NatsError),
     Panicked(Panicked),
     /// It is larger than a batch may be.
     Large,
 }
 
-impl Failed {
+impl GroupFailure {
     fn is_batch_too_large(&self) -> bool {
         matches!(self, Self::Refused(error) if error.is_batch_too_large())
     }
@@ -139,15 +139,15 @@ impl Committer {
                         }
                         continue;
                     }
-                    Ok(Err(error)) => Failed::Refused(error),
-                    Err(panicked) => Failed::Panicked(panicked),
+                    Ok(Err(error)) => GroupFailure::Refused(error),
+                    Err(panicked) => GroupFailure::Panicked(panicked),
                 }
             } else {
-                Failed::Large
+                GroupFailure::Large
             };
             match failed {
                 // Whether it is committed is not known; if it is, the outbox drops the repetition.
-                Failed::Refused(error) if error.api().is_none() => {
+                GroupFailure::Refused(error) if error.api().is_none() => {
                     self.block(&error, 0);
                     self.in_order.pause();
                     self.wait_again(group);
@@ -173,12 +173,12 @@ impl Committer {
     }
 
     /// A single event was not written as a whole. Those behind it wait until it is.
-    async fn not_in_order(&mut self, planned: Planned, failed: Failed) {
+    async fn not_in_order(&mut self, planned: Planned, failed: GroupFailure) {
         self.in_order.failed(planned.message.stream_sequence, &planned.tenant);
         match failed {
-            Failed::Refused(error) => self.refused(planned, &error).await,
-            Failed::Panicked(panicked) => self.rejecter.panicked(&planned.message, &panicked).await,
-            Failed::Large => self.start_in_parts(planned).await,
+            GroupFailure::Refused(error) => self.refused(planned, &error).await,
+            GroupFailure::Panicked(panicked) => self.rejecter.panicked(&planned.message, &panicked).await,
+            GroupFailure::Large => self.start_in_parts(planned).await,
         }
     }
 

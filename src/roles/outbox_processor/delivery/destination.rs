@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{Destination, Inner, Prepared, PreparedFrom, Receiver};
+use super::{DeliveryParts, Destination, Prepared, PreparedFrom, Receiver};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::IndexEntry;
 use crate::domain::outcome::Reason;
@@ -18,7 +18,7 @@ const LONGEST_LOOK_UP_PAUSE: Duration = Duration::from_secs(15);
 /// Most prepared targets; above that, all are prepared again.
 const MOST_TARGETS: usize = 10_000;
 
-impl Inner {
+impl DeliveryParts {
     /// Looks the subscription up until the registry answers: a failed look-up uses up no attempt. The worker sends
     /// heartbeats for the message meanwhile, and aborts this when it stops.
     pub(super) async fn known_destination(&self, registry: &Registry, id: &Identity) -> Destination {

@@ -1,6 +1,6 @@
 //! The place of an envelope in a strict order.
 
-use super::{Delivery, Evidence, Health, Inner, Tried};
+use super::{DeliveryParts, EnvelopeDelivery, Evidence, Health, Tried};
 use crate::domain::attempt::Attempt;
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
@@ -11,21 +11,21 @@ use crate::nats::{Delivered, NatsError};
 use crate::roles::outbox_processor::Subscriptions;
 use crate::roles::outbox_processor::settle::strict::Turn;
 
-pub(super) enum Place {
+pub(super) enum StrictPlace {
     /// It is its turn.
     InOrder(Turn),
     /// It is settled without an attempt.
     Settled,
 }
 
-impl Delivery {
+impl EnvelopeDelivery {
     /// The place of an envelope of a strict lane.
     pub(super) async fn place(
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
         identity: &Identity,
-    ) -> Place {
+    ) -> StrictPlace {
         let settle = &self.inner.settle;
         let read = async {
             let letter = settle.stopping_letter(message, envelope).await?;
@@ -37,12 +37,12 @@ impl Delivery {
                     Some(OnDeadLetter::Stop) => settle.stays(message).await,
                     Some(OnDeadLetter::Skip) | None => settle.passes(message).await,
                 }
-                Place::Settled
+                StrictPlace::Settled
             }
-            Ok((letter, policy)) => Place::InOrder(Turn { policy, letter }),
+            Ok((letter, policy)) => StrictPlace::InOrder(Turn { policy, letter }),
             Err(error) => {
                 settle.not_checked(message, envelope, &error).await;
-                Place::Settled
+                StrictPlace::Settled
             }
         }
     }
@@ -66,7 +66,7 @@ impl Delivery {
     }
 }
 
-impl Inner {
+impl DeliveryParts {
     /// What a dead letter does to the order; `None` if the subscription has no strict order, or is removed.
     async fn on_dead_letter(
         &self,

@@ -7,7 +7,7 @@ use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::dead_letter_room::retry_after;
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
-use crate::domain::outcome::{Decision, Outcome, Reason, decide};
+use crate::domain::outcome::{DeliveryDecision, Outcome, Reason, decide};
 use crate::domain::status::Statuses;
 use crate::domain::subscription::OnDeadLetter;
 use crate::facts::{
@@ -70,7 +70,7 @@ impl Settle {
         outcome: &Outcome,
         known: &Deliveries,
         statuses: &Statuses,
-    ) -> Decision {
+    ) -> DeliveryDecision {
         let attempt = known.next_attempt_in_order(self.policy.max_deliver);
         decide(outcome, attempt, &self.policy, statuses, rand::random::<f64>())
     }
@@ -81,7 +81,7 @@ impl Settle {
         turn: Option<&Turn>,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: Tried<'_>,
         known: &Deliveries,
     ) {
@@ -89,10 +89,10 @@ impl Settle {
             return self.settle(message, envelope, decision, tried, known).await;
         };
         match (decision, &turn.letter) {
-            (Decision::DeadLetter { .. }, _) => {
+            (DeliveryDecision::DeadLetter { .. }, _) => {
                 self.dead_letter_in_order(turn, message, envelope, decision, tried, known).await;
             }
-            (Decision::Ack, Some(letter)) => {
+            (DeliveryDecision::Ack, Some(letter)) => {
                 let id: &str = &envelope.id;
                 match self.js.resolve_dead_letter(&self.domain, letter.sequence, Some(id)).await {
                     Ok(is_removed) => {
@@ -122,11 +122,11 @@ impl Settle {
         turn: &Turn,
         message: &Delivered,
         envelope: &Envelope<'_>,
-        decision: Decision,
+        decision: DeliveryDecision,
         tried: Tried<'_>,
         known: &Deliveries,
     ) {
-        let Decision::DeadLetter { reason, fault } = decision else { return };
+        let DeliveryDecision::DeadLetter { reason, fault } = decision else { return };
         let made = u32::from(tried.tried);
         let attempts = known.attempts().saturating_add(made);
         self.record(message, envelope, decision, &tried, attempts);

@@ -33,7 +33,7 @@ const CREATION_TRIES: usize = 3;
 
 /// The own lanes that envelopes were moved to. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct OwnLanes {
+pub(super) struct SpillLanes {
     lanes: Arc<Mutex<HashMap<String, (State, Instant)>>>,
     creations: Arc<Semaphore>,
 }
@@ -45,7 +45,7 @@ enum State {
     Refused,
 }
 
-impl Default for OwnLanes {
+impl Default for SpillLanes {
     fn default() -> Self {
         Self { lanes: Arc::default(), creations: Arc::new(Semaphore::new(CREATIONS)) }
     }
@@ -61,7 +61,7 @@ struct Maker {
     metrics: DomainMetrics,
 }
 
-impl OwnLanes {
+impl SpillLanes {
     fn lanes(&self) -> MutexGuard<'_, HashMap<String, (State, Instant)>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +131,7 @@ impl OwnLanes {
 
 /// Lets somebody else create the lane if a creation ends without a result, also if it is cancelled.
 struct Unfinished<'a> {
-    lanes: &'a OwnLanes,
+    lanes: &'a SpillLanes,
     lane: &'a str,
 }
 
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_creation_that_is_cancelled_is_not_in_progress() {
-        let lanes = OwnLanes::default();
+        let lanes = SpillLanes::default();
         lanes.note("own-crm", State::Creating);
         drop(Unfinished { lanes: &lanes, lane: "own-crm" });
         assert!(lanes.lanes().is_empty());

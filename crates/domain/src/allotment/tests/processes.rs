@@ -35,7 +35,7 @@ pub(super) struct World {
     limits: FlowLimits,
     /// The time of a delivery.
     pub(super) service: Duration,
-    notices: VecDeque<(Duration, Notice)>,
+    notices: VecDeque<(Duration, MemberNotice)>,
     pub(super) in_flight: usize,
     /// The most in flight since it was set.
     pub(super) most: usize,

@@ -30,7 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Checks the invariants of the fields.
 fn check(fair: &FairShare<Item>) {
-    let queues: Vec<(Place, &Queue<Item>)> =
+    let queues: Vec<(QueuePlace, &Queue<Item>)> =
         fair.queues.iter().enumerate().filter_map(|(place, queue)| Some((place, queue.as_ref()?))).collect();
     assert_eq!(queues.len(), fair.places.len());
     assert_eq!(queues.iter().map(|(_, queue)| queue.items.len()).sum::<usize>(), fair.waiting);

@@ -35,7 +35,7 @@ pub(super) struct Work {
 
 /// The waiting events. One planning at a time owns it.
 #[derive(Default)]
-pub(super) struct Backlog {
+pub(super) struct EventsToPlan {
     turns: Turns<Work>,
 }
 
@@ -62,7 +62,7 @@ impl Work {
     }
 }
 
-impl Backlog {
+impl EventsToPlan {
     pub(super) fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
