@@ -17,21 +17,6 @@ const MOST_LINES: usize = 500;
 /// What an item is called by its first word, and names that say nothing about it.
 const ITEMS: [&str; 6] = ["enum", "fn", "mod", "struct", "trait", "type"];
 const EMPTY_NAMES: [&str; 8] = ["Form", "To", "Way", "bare", "configured", "journal", "shell", "signs"];
-/// Parts of the standard library that the core must not use. Its `Cargo.toml` determines its crates.
-const IMPURE: [&str; 12] = [
-    "async ",
-    ".await",
-    "now_utc",
-    "now_local",
-    "Instant",
-    "SystemTime",
-    "std::fs",
-    "std::io",
-    "std::env",
-    "std::process",
-    "std::thread",
-    "TcpStream",
-];
 /// The external brokers, a crate of their own.
 const BROKERS: &str = "crates/sinks/src";
 /// Each client library of the external brokers and the module that may import it.
@@ -69,16 +54,24 @@ fn assert_none(broken: &[String], rule: &str) {
     assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
 }
 
+/// `Cargo.toml` and `.clippy.toml` of the core forbid clocks, I/O and random values. No setting forbids `async`.
 #[test]
 fn the_core_is_pure() {
     let core = below("crates/domain/src");
     assert!(core.len() > 30, "only {} files found", core.len());
     let mut broken = Vec::new();
     for source in core.iter().filter(|source| !source.is_test()) {
-        let impure = IMPURE.iter().filter(|word| source.code.contains(**word));
+        let words = ["async ", ".await", "clippy::disallowed"];
+        let impure = words.iter().filter(|word| source.code.contains(**word));
         broken.extend(impure.map(|word| format!("{}: {word:?}", source.path)));
     }
-    assert_none(&broken, "crates/domain knows no waiting, no clock and no outside");
+    assert_none(&broken, "crates/domain does not wait, and makes no exception from .clippy.toml");
+    let settings = fs::read_to_string(root().join("crates/domain/.clippy.toml")).expect("it is readable");
+    for forbidden in
+        ["std::time::Instant::now", "std::time::SystemTime::now", "time::OffsetDateTime::now_utc"]
+    {
+        assert!(settings.contains(&format!("path = \"{forbidden}\"")), "{forbidden}");
+    }
 }
 
 #[test]

@@ -55,7 +55,7 @@ type What = [String; 4];
 #[derive(Debug)]
 pub struct ApiChanges {
     interval: Duration,
-    callers: HashMap<String, Lines>,
+    callers: BTreeMap<String, Lines>,
 }
 
 /// The lines of one caller: of the tokens of a tenant, or of a token.
@@ -74,7 +74,7 @@ struct Lines {
 impl ApiChanges {
     /// With an interval of zero every change has a line.
     pub fn new(interval: Duration) -> Self {
-        Self { interval, callers: HashMap::new() }
+        Self { interval, callers: BTreeMap::new() }
     }
 
     /// Whether a change has a line of its own.
@@ -125,7 +125,7 @@ impl ApiChanges {
     /// All changes that had no line, at the end of the process.
     pub fn rest(&mut self) -> Vec<ChangesLeftOut> {
         let mut found = Vec::new();
-        for (_, mut lines) in self.callers.drain() {
+        for mut lines in std::mem::take(&mut self.callers).into_values() {
             lines.collect(&mut found);
         }
         found

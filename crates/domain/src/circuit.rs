@@ -200,12 +200,13 @@ impl Circuits {
                 changes.push(CircuitChange::Tripped(subscription.clone()));
             }
         }
-        let gone: Vec<Identity> = self
+        let mut gone: Vec<Identity> = self
             .tripped
             .iter()
             .filter(|(subscription, since)| complete && **since < asked && !found.contains(subscription))
             .map(|(subscription, _)| subscription.clone())
             .collect();
+        gone.sort_unstable();
         for subscription in gone {
             self.closed(&subscription, now);
             changes.push(CircuitChange::Closed(subscription));

@@ -137,6 +137,7 @@ impl Holds {
             }
             !passed
         });
+        reported.sort_unstable();
         reported
     }
 
@@ -145,13 +146,13 @@ impl Holds {
         self.known.get(subscription).map(|known| known.hold).filter(|hold| now < hold.until)
     }
 
-    /// The holds that are not over.
+    /// The holds that are not over, in no particular order.
     pub fn all(&self, now: Duration) -> impl Iterator<Item = (&Identity, Hold)> {
         let current = self.known.iter().filter(move |(_, known)| now < known.hold.until);
         current.map(|(subscription, known)| (subscription, known.hold))
     }
 
-    /// The holds that are not over and that the broker had.
+    /// The holds that are not over and that the broker had, in no particular order.
     pub fn all_stored(&self, now: Duration) -> impl Iterator<Item = &Identity> {
         let stored = self.known.iter().filter(move |(_, known)| known.stored && now < known.hold.until);
         stored.map(|(subscription, _)| subscription)

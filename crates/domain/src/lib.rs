@@ -1,9 +1,12 @@
 //! The pure core of Integration Hub: what events, subscriptions, envelopes and dead letters are, and every decision
 //! about them.
 //!
-//! No async, no clock, no randomness, no I/O and no broker types: callers pass in the time and random values. The
-//! `Cargo.toml` names no crate that has any of them, and the hub's `tests/layout` checks for those of the standard
-//! library.
+//! No async, no clock, no I/O and no broker types: callers pass in the time and random values. The `Cargo.toml` names no
+//! crate that has any of them, and `.clippy.toml` forbids those of the standard library.
+//!
+//! The seeds of hash maps are the only thing that is random: tenants choose the keys, so a fixed seed would let them
+//! choose keys with one hash. No result depends on a seed (`tests/hash_seeds`). An iterator over a hash map has no
+//! particular order, and says so.
 //!
 //! ```
 //! use hub_domain::index::{IndexEntry, SubscriptionIndex};

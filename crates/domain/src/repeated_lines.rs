@@ -8,8 +8,7 @@
 //!
 //! Times are durations since any fixed moment.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Lines of one kind per interval.
@@ -53,7 +52,7 @@ pub struct LeftOut<K> {
 #[derive(Debug)]
 pub struct RepeatedLines<K> {
     interval: Duration,
-    kinds: HashMap<K, LinesOfKind>,
+    kinds: BTreeMap<K, LinesOfKind>,
     /// Kept to save allocations.
     key: String,
 }
@@ -64,7 +63,8 @@ struct LinesOfKind {
     since: Duration,
     lines: u32,
     lines_of_tenants: HashMap<String, u32>,
-    things: HashMap<String, Written>,
+    /// In the order in which their counts get lines.
+    things: BTreeMap<String, Written>,
     /// Lines without an entry that were left out.
     others: u64,
     others_since: Duration,
@@ -76,10 +76,10 @@ struct Written {
     left_out: u64,
 }
 
-impl<K: Copy + Eq + Hash> RepeatedLines<K> {
+impl<K: Copy + Ord> RepeatedLines<K> {
     /// With an interval of zero every line is written.
     pub fn new(interval: Duration) -> Self {
-        Self { interval, kinds: HashMap::new(), key: String::new() }
+        Self { interval, kinds: BTreeMap::new(), key: String::new() }
     }
 
     /// Decides about one line. The caller writes it, or leaves it out.
@@ -135,7 +135,7 @@ impl<K: Copy + Eq + Hash> RepeatedLines<K> {
     /// All counts, at the end of the process. Bounded as those of one interval.
     pub fn rest(&mut self) -> Vec<LeftOut<K>> {
         let mut found = Vec::new();
-        for (name, mut kind) in self.kinds.drain() {
+        for (name, mut kind) in std::mem::take(&mut self.kinds) {
             kind.lines = 0;
             kind.lines_of_tenants.clear();
             kind.collect(name, Duration::ZERO, Duration::ZERO, &mut found);

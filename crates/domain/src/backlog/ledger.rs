@@ -335,6 +335,7 @@ impl Ledger {
                 notices.push(BacklogNotice { token: token.to_string(), percent, messages: usage.messages });
             }
         }
+        notices.sort_unstable_by(|one, other| one.token.cmp(&other.token));
         (fullest, notices)
     }
 

@@ -13,8 +13,12 @@ impl<T> FairShare<T> {
 
     /// Lets subscriptions that waited for another pool ask for a slot and a token again. Call it when the pool is woken.
     pub fn wake(&mut self) {
-        for id in self.sharer.freed() {
-            let Some(&place) = self.places.get(&id) else { continue };
+        let freed = self.sharer.freed();
+        let mut places: Vec<QueuePlace> =
+            freed.iter().filter_map(|id| self.places.get(id).copied()).collect();
+        // The order of their turns.
+        places.sort_unstable();
+        for place in places {
             if self.ask_again(place) {
                 self.settle(place);
             }

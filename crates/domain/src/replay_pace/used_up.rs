@@ -4,7 +4,7 @@
 //! has made room for them. A consumer counts what it still delivers; the rest of its lane is used up. In a lane that several
 //! subscriptions share, this gives bounds for each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// One lane of an outbox.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ struct Bounds {
 /// How many envelopes of each subscription are used up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsedUp {
-    by_token: HashMap<String, Bounds>,
+    by_token: BTreeMap<String, Bounds>,
     total: u64,
 }
 
@@ -61,7 +61,7 @@ impl UsedUp {
         self.total
     }
 
-    /// The tokens of the subscriptions that may have some.
+    /// The tokens of the subscriptions that may have some, in order.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.by_token.keys().map(String::as_str)
     }

@@ -133,7 +133,7 @@ impl fmt::Debug for SubscriptionRef {
 
 /// One life of a subscription. It is made when the subscription is created and never reused, so it distinguishes a later
 /// subscription with the same name. Written as 32 lower-case hexadecimal digits.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation([u8; 16]);
 
 impl Incarnation {
@@ -221,7 +221,7 @@ impl<'de> Deserialize<'de> for Incarnation {
 }
 
 /// The identity of a subscription: its name and its incarnation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     pub subscription: SubscriptionRef,
     pub incarnation: Incarnation,

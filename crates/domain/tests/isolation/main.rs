@@ -2,6 +2,11 @@
 //! do not slow down the ones that work.
 //!
 //! Each scenario runs with a few seeds; `HUB_SIMULATION_SEEDS` sets their number.
+#![expect(
+    clippy::disallowed_macros,
+    clippy::disallowed_methods,
+    reason = "a test may read settings and print figures"
+)]
 
 mod endpoint;
 mod simulation;
