@@ -70,11 +70,7 @@ async fn a_redirect_to_a_private_address_is_not_followed() {
     // On Linux, every address of this network belongs to this machine; this one is not allowed.
     let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
     let location = format!("http://{}/", listener.local_addr().unwrap());
-    let redirecting = Server::start(move |_| {
-        let headers = [("location", location.clone())];
-        (axum::http::StatusCode::TEMPORARY_REDIRECT, headers).into_response()
-    })
-    .await;
+    let redirecting = Server::start(move |_| with_headers(307, [("location", &location)], "")).await;
     let attempt = http.attempt(&target(&redirecting.url(), ""), &view(), 1).await;
     assert_eq!(attempt.outcome, answered(307), "{attempt:?}");
     let server = Server::start(ok).await;
@@ -92,7 +88,7 @@ async fn a_redirect_to_a_private_address_is_not_followed() {
 async fn an_allowed_network_is_reached_by_address_and_by_name() {
     let server = Server::start(ok).await;
     let http = local();
-    let by_name = format!("http://localhost:{}/", server.address.port());
+    let by_name = format!("http://localhost:{}/", server.0.address().port());
     for url in [server.url(), by_name] {
         assert_eq!(http.attempt(&target(&url, ""), &view(), 1).await.outcome, answered(204), "{url}");
     }

@@ -2,14 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 
 use super::*;
 
-async fn received(rest: &str) -> Got {
+async fn received(rest: &str) -> Received {
     let server = Server::start(ok).await;
     let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
     assert_eq!(attempt.outcome, answered(204), "{attempt:?}");
@@ -25,7 +23,7 @@ async fn each_kind_of_static_credential() {
     let got = received(r#","auth":{"type":"api_key","header":"X-Key","key":"k1"}"#).await;
     assert_eq!(got.header("x-key"), "k1");
     let got = received(r#","auth":{"type":"api_key","query":"key","key":"k&1"}"#).await;
-    assert_eq!(got.uri, "/hook?key=k%261");
+    assert_eq!(uri(&got), "/hook?key=k%261");
     assert_eq!(got.header("x-api-key"), "");
     // RFC 7617 section 2: the example's user and password.
     let got = received(r#","auth":{"type":"basic","username":"Aladdin","password":"open sesame"}"#).await;
@@ -96,8 +94,8 @@ fn debug_shows_no_credential() {
 #[tokio::test]
 async fn echoed_credentials_are_not_kept() {
     let server = Server::start(|got| {
-        let body = format!("{} {} {}", got.uri, got.header("authorization"), "x".repeat(3000));
-        (StatusCode::BAD_REQUEST, body).into_response()
+        let body = format!("{} {} {}", uri(got), got.header("authorization"), "x".repeat(3000));
+        text(400, body)
     })
     .await;
     let rest = r#","auth":{"type":"basic","username":"me","password":"hush"}"#;
@@ -116,7 +114,7 @@ async fn credentials_echoed_in_another_spelling_are_not_kept() {
     const SECRET: &str = "s3cr/t+Pass=word&more";
     let issuer = Server::start(|_| {
         let token = serde_json::json!({"access_token": SECRET, "token_type": "Bearer", "expires_in": 60});
-        token.to_string().into_response()
+        text(200, token.to_string())
     })
     .await;
     let auths = [
@@ -145,10 +143,8 @@ async fn credentials_echoed_in_another_spelling_are_not_kept() {
         auths.iter().flat_map(|rest| spellings.iter().map(move |spelling| (rest, spelling)))
     {
         let echoed = spelling.clone();
-        let server = Server::start(move |_| {
-            (StatusCode::BAD_REQUEST, format!("<p>denied: {echoed} </p>{}", " ".repeat(3000))).into_response()
-        })
-        .await;
+        let server =
+            Server::start(move |_| text(400, format!("<p>denied: {echoed} </p>{}", " ".repeat(3000)))).await;
         let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
         let excerpt = attempt.answer_excerpt.unwrap();
         assert!(excerpt.starts_with("<p>denied: ***"), "{rest} {spelling}: {excerpt}");
@@ -160,10 +156,8 @@ async fn credentials_echoed_in_another_spelling_are_not_kept() {
 
 #[tokio::test]
 async fn a_compressed_answer_is_not_kept() {
-    let server = Server::start(|_| {
-        (StatusCode::BAD_REQUEST, [("content-encoding", "gzip")], "\u{1f}\u{8b}hush").into_response()
-    })
-    .await;
+    let server =
+        Server::start(|_| with_headers(400, [("content-encoding", "gzip")], "\u{1f}\u{8b}hush")).await;
     let attempt = local().attempt(&target(&server.url(), ""), &view(), 1).await;
     assert_eq!(attempt.answer_excerpt.as_deref(), Some("(the body is compressed, and not kept)"));
 }
@@ -173,7 +167,7 @@ async fn issuer(rest: &'static str) -> Server {
     let count = AtomicUsize::new(0);
     Server::start(move |_| {
         let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-        format!(r#"{{"access_token":"token-{number}","token_type":"Bearer"{rest}}}"#).into_response()
+        text(200, format!(r#"{{"access_token":"token-{number}","token_type":"Bearer"{rest}}}"#))
     })
     .await
 }
@@ -243,11 +237,11 @@ async fn an_expired_token_is_not_used() {
 /// Also after a 403: the scopes of a token are fixed when it is issued.
 #[tokio::test]
 async fn a_revoked_token_is_replaced_within_the_attempt() {
-    for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+    for refusal in [401, 403] {
         let issuer = issuer(r#","expires_in":3600"#).await;
         let server = Server::start(move |got| match got.header("authorization") {
-            "Bearer token-1" => refusal.into_response(),
-            _ => StatusCode::OK.into_response(),
+            "Bearer token-1" => Behaviour::status(refusal),
+            _ => Behaviour::ok(),
         })
         .await;
         let http = local();
@@ -263,12 +257,11 @@ async fn a_revoked_token_is_replaced_within_the_attempt() {
 
 #[tokio::test]
 async fn a_second_refusal_is_the_answer() {
-    for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+    for refusal in [401, 403] {
         let issuer = issuer(r#","expires_in":3600"#).await;
-        let server =
-            Server::start(move |got| (refusal, got.header("authorization").to_owned()).into_response()).await;
+        let server = Server::start(move |got| text(refusal, got.header("authorization").to_owned())).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
-        assert_eq!(attempt.outcome, answered(refusal.as_u16()));
+        assert_eq!(attempt.outcome, answered(refusal));
         assert_eq!(attempt.answer_excerpt.as_deref(), Some("Bearer ***"));
         assert_eq!((server.got().len(), issuer.got().len()), (2, 2));
     }
@@ -279,7 +272,7 @@ async fn a_refusing_token_endpoint_gets_one_request_for_all_waiting_deliveries()
     let issuer = Server::start(|got| {
         let body =
             format!(r#"{{"error":"invalid_client","error_description":"{}"}}"#, got.header("authorization"));
-        (StatusCode::UNAUTHORIZED, body).into_response()
+        text(401, body)
     })
     .await;
     let server = Server::start(ok).await;
@@ -301,18 +294,18 @@ async fn a_refusing_token_endpoint_gets_one_request_for_all_waiting_deliveries()
 async fn answers_of_a_token_endpoint_without_a_token() {
     let server = Server::start(ok).await;
     for body in ["", "{}", "<html>", r#"{"access_token":"a\nb"}"#, r#"{"error":"no"}"#] {
-        let issuer = Server::start(move |_| body.into_response()).await;
+        let issuer = Server::start(move |_| text(200, body)).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token), "{body:?}");
     }
-    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FOUND] {
-        let issuer = Server::start(move |_| (status, "not s&p%r/t").into_response()).await;
+    for status in [500, 302] {
+        let issuer = Server::start(move |_| text(status, "not s&p%r/t")).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token));
-        let said = format!("the token endpoint answered {}: not ***", status.as_u16());
+        let said = format!("the token endpoint answered {status}: not ***");
         assert_eq!(attempt.detail, Some(said));
     }
-    let issuer = Server::start(|_| "x".repeat(100_000).into_response()).await;
+    let issuer = Server::start(|_| text(200, "x".repeat(100_000))).await;
     let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
     assert_eq!(attempt.detail.as_deref(), Some("the token endpoint's answer is larger than 65536 bytes"));
     assert!(server.got().is_empty());
@@ -329,7 +322,7 @@ async fn an_unusual_token_is_sent_as_a_bearer_token() {
             Outcome::Failed(Failure::Token),
         ),
     ] {
-        let issuer = Server::start(move |_| (StatusCode::CREATED, answer).into_response()).await;
+        let issuer = Server::start(move |_| text(201, answer)).await;
         let server = Server::start(ok).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, extra)), &view(), 1).await;
         assert_eq!(attempt.outcome, expected, "{answer}: {attempt:?}");

@@ -163,10 +163,7 @@ async fn a_credential_in_a_header_is_never_shown() {
         r#","secret_headers":{"x-api-key":{"sealed":"sealed-open-sesame"}}"#,
         r#","headers":{"x-api-key":"open-sesame"}"#,
     ] {
-        let server = Server::start(|got| {
-            (axum::http::StatusCode::BAD_REQUEST, got.header("x-api-key").to_owned()).into_response()
-        })
-        .await;
+        let server = Server::start(|got| text(400, got.header("x-api-key").to_owned())).await;
         let target = target(&server.url(), rest);
         let (sent, attempt) = local().attempt_and_capture(&target, &view(), 1).await;
         assert_eq!(server.got()[0].header("x-api-key"), "open-sesame");

@@ -8,13 +8,9 @@ mod endpoint;
 mod headers;
 mod tls;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use hub_testkit::receiver::{Behaviour, Received, Receiver};
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 
@@ -70,59 +66,44 @@ fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, retry_after: None }
 }
 
-/// A request that a server received.
-#[derive(Debug, Clone)]
-struct Got {
-    uri: String,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Got {
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-}
-
-type Handler = Arc<dyn Fn(&Got) -> Response + Send + Sync>;
-
-/// An HTTP server that records its requests; it stops when it is dropped.
-struct Server {
-    address: SocketAddr,
-    got: Arc<Mutex<Vec<Got>>>,
-    _task: JoinSet<()>,
-}
+/// A receiver whose answers depend on the request.
+struct Server(Receiver);
 
 impl Server {
-    async fn start(handler: impl Fn(&Got) -> Response + Send + Sync + 'static) -> Self {
-        let got = Arc::new(Mutex::new(Vec::new()));
-        let handler: Handler = Arc::new(handler);
-        let state = (got.clone(), handler);
-        let app = Router::new().fallback(serve).with_state(state);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut task = JoinSet::new();
-        task.spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, got, _task: task }
+    async fn start(answer: impl Fn(&Received) -> Behaviour + Send + Sync + 'static) -> Self {
+        let receiver = Receiver::start().await;
+        receiver.set_default(Behaviour::Choose(Arc::new(answer)));
+        Self(receiver)
     }
 
     fn url(&self) -> String {
-        format!("http://{}/hook", self.address)
+        self.0.url("/hook")
     }
 
-    fn got(&self) -> Vec<Got> {
-        self.got.lock().unwrap().clone()
+    fn got(&self) -> Vec<Received> {
+        self.0.received("/hook")
     }
 }
 
-async fn serve(State((kept, handler)): State<(Arc<Mutex<Vec<Got>>>, Handler)>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-    let got = Got { uri: parts.uri.to_string(), headers: parts.headers, body };
-    kept.lock().unwrap().push(got.clone());
-    handler(&got)
+fn text(status: u16, body: impl Into<Bytes>) -> Behaviour {
+    with_headers(status, [], body)
 }
 
-fn ok(_: &Got) -> Response {
-    axum::http::StatusCode::NO_CONTENT.into_response()
+fn with_headers<const N: usize>(
+    status: u16,
+    headers: [(&'static str, &str); N],
+    body: impl Into<Bytes>,
+) -> Behaviour {
+    let headers = headers.map(|(name, value)| (name, value.to_owned())).into();
+    Behaviour::Answer { status, headers, body: body.into() }
+}
+
+fn ok(_: &Received) -> Behaviour {
+    Behaviour::status(204)
+}
+
+/// Path and query.
+fn uri(request: &Received) -> String {
+    let query = request.query.as_ref().map(|query| format!("?{query}"));
+    request.path.clone() + &query.unwrap_or_default()
 }
