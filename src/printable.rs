@@ -233,6 +233,9 @@ impl<W: io::Write> io::Write for EscapedWriter<W> {
 }
 
 #[cfg(test)]
+pub(crate) mod kept;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde::Serialize as _;

@@ -1,38 +1,15 @@
 use std::io;
-use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use serde_json::Value;
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
+use crate::printable::kept::KeptLog;
 use crate::printable::{EscapedLog, LogText};
-
-/// Keeps what the log writes; one write is one line.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<String>>>);
-
-impl io::Write for Kept {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8(line.to_vec()).expect("a line is UTF-8");
-        self.0.lock().expect("one thread").push(text);
-        Ok(line.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Kept {
-    type Writer = Self;
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
 
 /// The lines that the log writes in a format.
 fn logged(text: LogText, ansi: bool, log: impl FnOnce()) -> Vec<String> {
-    let kept = Kept::default();
+    let kept = KeptLog::default();
     let builder = tracing_subscriber::fmt()
         .fmt_fields(BoundedFields)
         .with_max_level(tracing::Level::TRACE)
@@ -41,7 +18,7 @@ fn logged(text: LogText, ansi: bool, log: impl FnOnce()) -> Vec<String> {
         LogText::Json => tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), log),
         LogText::Text => tracing::subscriber::with_default(builder.with_ansi(ansi).finish(), log),
     }
-    kept.0.lock().expect("one thread").clone()
+    kept.records()
 }
 
 /// Every way in which a log line gets a value, with a value that a publisher chose.

@@ -168,6 +168,7 @@ fn backtrace() -> Option<Backtrace> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::kept::KeptLog;
 
     #[test]
     fn a_level_alone_applies_to_the_hub_only() {
@@ -190,29 +191,8 @@ mod tests {
 
     #[test]
     fn libraries_log_only_if_the_filter_names_them() {
-        use std::sync::{Arc, Mutex};
-        use tracing_subscriber::fmt::MakeWriter;
-
-        #[derive(Clone, Default)]
-        struct Lines(Arc<Mutex<Vec<u8>>>);
-        impl std::io::Write for Lines {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().expect("no panic").extend_from_slice(bytes);
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
-        impl<'a> MakeWriter<'a> for Lines {
-            type Writer = Self;
-            fn make_writer(&'a self) -> Self {
-                self.clone()
-            }
-        }
-
         let logged = |filter: &str| {
-            let lines = Lines::default();
+            let lines = KeptLog::default();
             let log = tracing_subscriber::fmt()
                 .with_env_filter(EnvFilter::new(of_the_hub(filter)))
                 .with_writer(lines.clone())
@@ -223,8 +203,7 @@ mod tests {
                 tracing::warn!(target: "integration_hub::facts::nats", "of-hub");
                 tracing::warn!(target: "hub_testkit", "of-testkit");
             });
-            let bytes = lines.0.lock().expect("no panic").clone();
-            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let text = lines.records().concat();
             ["of-sqlx", "of-lapin", "of-hub", "of-testkit"].map(|word| text.contains(word))
         };
         assert_eq!(logged("trace"), [false, false, true, true]);

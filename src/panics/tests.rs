@@ -2,6 +2,7 @@
 //! original bytes, and the others are worked on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use crate::from_settings;
 use crate::health::Readiness;
 use crate::http_delivery::{HttpDelivery, OpenSecret, SecretNotOpened};
 use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream, Registry, provision};
+use crate::printable::kept::KeptLog;
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings, RedriveQuota};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
 use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
@@ -101,7 +103,9 @@ async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> 
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {STEP:?}: {what}");
+        if Instant::now() >= deadline {
+            panic!("not within {STEP:?}: {what}");
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -336,6 +340,58 @@ async fn a_pass_that_panics_ends_its_role_and_is_told_as_a_panic() {
     let role = DltRouter::new(stage.js.clone(), settings, Metrics::new(), ready);
     let told = failure(tokio::spawn(role.run(stage.stop.clone()))).await;
     assert!(told.starts_with("the sweep panicked: "), "{told}");
+}
+
+/// Other domains are searched meanwhile, and the same one again after the interval.
+#[tokio::test]
+async fn a_search_that_panics_is_reported_as_a_panic_and_comes_again() {
+    const OTHER: &str = "policy-client";
+    static PANICS: AtomicBool = AtomicBool::new(true);
+    let log = KeptLog::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    // Its tasks run on the thread of the test.
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let stage = Stage::new().await;
+    let js = stage.js.clone();
+    for domain in [DOMAIN, OTHER] {
+        let letter = DeadLetter { domain: domain.to_owned(), ..letter("env_1") };
+        let subject = js.names().outbox(domain, "shared", "crm");
+        js.put_dead_letter(&subject, 1, &letter, "env_1".into()).await.expect("taken");
+    }
+    let domains = vec![DOMAIN.to_owned(), OTHER.to_owned()];
+    let settings = DltProcessorSettings {
+        all_domains: domains.clone(),
+        domains,
+        reconcile_interval: Duration::from_millis(50),
+        quota: RedriveQuota::default(),
+    };
+    let metrics = Metrics::new();
+    let role = DltProcessor::new(js.clone(), settings, metrics.clone(), &Readiness::default());
+    let role = role.before_search(|domain| {
+        assert!(domain != DOMAIN || !PANICS.load(Ordering::Relaxed), "{BOOM} {}", 7);
+    });
+    let role = tokio::spawn(role.run(stage.stop.clone()));
+    // A search counts the dead letters of its domain.
+    let counted = |domain: &str| {
+        let letters = format!("hub_dlt_letters{{domain=\"{domain}\",state=\"scheduled\"}} 1\n");
+        metrics.encode().expect("encoded").contains(&letters)
+    };
+    eventually("the other domain is searched", async || counted(OTHER).then_some(())).await;
+    assert!(!counted(DOMAIN), "its search has panicked");
+    let line = "search for overdue dead letters panicked, will retry";
+    let records: Vec<_> = log.records().into_iter().filter(|record| record.contains(line)).collect();
+    let [record] = &records[..] else { panic!("one line in an interval of the log: {records:#?}") };
+    for part in ["ERROR", "panic=\"boom 7\"", "domain=\"user-lifecycle\"", "retry_in=50ms"] {
+        assert!(record.contains(part), "no {part} in {record}");
+    }
+    PANICS.store(false, Ordering::Relaxed);
+    eventually("it is searched again", async || counted(DOMAIN).then_some(())).await;
+    eventually("the readers work as well", async || {
+        let pending = js.redrive_pending(DOMAIN).await.expect("readable");
+        pending.contains(&1).then_some(())
+    })
+    .await;
+    stage.ends_well(role).await;
 }
 
 #[tokio::test]

@@ -59,6 +59,8 @@ struct Worker {
     metrics: Metrics,
     read: ReadLetter,
     quota: RedriveQuota,
+    #[cfg(test)]
+    before_search: fn(&str),
 }
 
 /// Reads the headers of a message, by name, as a dead letter.
@@ -93,8 +95,23 @@ impl DltProcessor {
             })
             .collect();
         let (domains, quota) = (settings.all_domains.clone(), settings.quota.clone());
-        let worker = Worker { js, domains, metrics, read, quota };
+        let worker = Worker {
+            js,
+            domains,
+            metrics,
+            read,
+            quota,
+            #[cfg(test)]
+            before_search: |_| {},
+        };
         Self { worker: Arc::new(worker), settings, streams }
+    }
+
+    /// Runs `before_search` before each search in a domain.
+    #[cfg(test)]
+    pub(crate) fn before_search(mut self, before_search: fn(&str)) -> Self {
+        Arc::get_mut(&mut self.worker).expect("it does not run yet").before_search = before_search;
+        self
     }
 
     /// Runs until `stop`; then finishes the messages in progress.
@@ -317,6 +334,8 @@ impl Worker {
     async fn reconcile_domain(&self, domain: &str, grace: Duration) -> Result<(), NatsError> {
         let query = DeadLetterQuery { state: Some(DeadLetterState::Scheduled), ..DeadLetterQuery::default() };
         let mut tally = LetterTally::default();
+        #[cfg(test)]
+        (self.before_search)(domain);
         let mut from = 1;
         loop {
             let page = self.js.dead_letters(domain, &query, from, 1_000).await?;
