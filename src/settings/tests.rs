@@ -152,15 +152,15 @@ fn a_misspelt_setting_gets_the_nearest_known_one_and_a_foreign_one_gets_none() {
 /// Every problem that the validation finds names the layer of its value.
 #[test]
 fn a_problem_names_the_layer_of_its_value() {
-    let file = "[[domains]]\nname = \"billing\"\nevents = [\"invoice\"]";
-    let error = layered(file, &[], &[]).unwrap_err().to_string();
+    let file = |events: &str| format!("[[domains]]\nname = \"billing\"\nevents = [\"{events}\"]");
+    let error = layered(&file("invoice"), &[], &[]).unwrap_err().to_string();
     assert!(error.starts_with("domains[billing].events[0]: ") && error.ends_with("(hub.toml)"), "{error}");
     let error = layered("", &[("HUB__OUTBOX__POOLER", "session")], &[]).unwrap_err().to_string();
     assert_eq!(
         error,
         "outbox.pooler: is \"session\"; must be \"none\" (no pooler, or one in session mode) or \"transaction\" (environment HUB__OUTBOX__POOLER)"
     );
-    let settings = layered(file.replace("\"invoice\"", "\"invoice.>\"").as_str(), &[], &[]).expect("valid");
+    let settings = layered(&file("invoice.>"), &[], &[]).expect("valid");
     for (key, layer) in [
         ("domains[billing].events[0]", "hub.toml"),
         ("domains[billing]", "hub.toml"),

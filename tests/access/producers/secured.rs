@@ -1,5 +1,5 @@
-//! A server that runs the files `nats/server.conf` and `nats/accounts.conf`; the test chooses only ports, paths
-//! and passwords.
+//! A server that runs the files `nats/server.conf` and `nats/accounts.conf`; the test chooses only ports, the
+//! working directory and passwords.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -27,29 +27,28 @@ pub(super) struct User {
     refused: Arc<Mutex<Vec<String>>>,
 }
 
-fn replaced(text: &str, from: &str, to: &str) -> String {
-    assert!(text.contains(from), "{from:?} is not in the file any more");
-    text.replace(from, to)
-}
-
 impl Secured {
     pub(super) async fn start() -> Self {
         let nats = Path::new(env!("CARGO_MANIFEST_DIR")).join("nats");
         let folder = tempfile::tempdir().expect("temporary folder");
         let read = |name: &str| std::fs::read_to_string(nats.join(name)).expect("the file is there");
         let (port, monitoring) = (free_port(), free_port());
-        let store = folder.path().join("store");
-        let mut conf = read("server.conf");
-        conf = replaced(&conf, "listen: 127.0.0.1:4222", &format!("listen: 127.0.0.1:{port}"));
-        conf = replaced(&conf, "http: 127.0.0.1:8222", &format!("http: 127.0.0.1:{monitoring}"));
-        conf = replaced(&conf, "./data/jetstream", &store.to_string_lossy());
-        conf = replaced(&conf, "# include \"accounts.conf\"", "include \"accounts.conf\"");
+        // The line of the file that is a comment until an operator enables it.
+        let with_accounts = "include \"server.conf\"\ninclude \"accounts.conf\"\n".to_owned();
         let accounts = read("accounts.conf");
-        std::fs::write(folder.path().join("server.conf"), conf).expect("written");
-        std::fs::write(folder.path().join("accounts.conf"), &accounts).expect("written");
+        for (name, text) in [
+            ("server.conf", read("server.conf")),
+            ("accounts.conf", accounts.clone()),
+            ("test.conf", with_accounts),
+        ] {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        }
         let log = File::create(folder.path().join("server.log")).expect("the log opens");
         let mut command = Command::new(nats_server());
-        command.arg("-c").arg(folder.path().join("server.conf"));
+        // Options take precedence over the file, and its store is in the working directory.
+        command.current_dir(folder.path());
+        command.arg("-c").arg(folder.path().join("test.conf"));
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-m", &monitoring.to_string()]);
         for variable in passwords(&accounts) {
             command.env(variable, password(variable));
         }
