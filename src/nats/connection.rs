@@ -106,9 +106,7 @@ impl JetStream {
             .request_timeout(Some(options.request_timeout))
             .max_reconnects(None)
             .ping_interval(PING_INTERVAL)
-            .reconnect_delay_callback(|attempt| {
-                Duration::from_millis(50 * attempt as u64).min(LONGEST_RECONNECT_DELAY)
-            })
+            .reconnect_delay_callback(reconnect_delay)
             .reconnect_to_server_callback(move |pool, _| std::future::ready(choice.next(&pool)))
             // Pulls are bounded by their permits; the capacity only has to exceed the number of permits.
             .subscription_capacity(64 * 1024)
@@ -376,6 +374,12 @@ impl JetStream {
     }
 }
 
+/// The wait before an attempt to reconnect, by its number.
+fn reconnect_delay(attempt: usize) -> Duration {
+    let attempt = u64::try_from(attempt).unwrap_or(u64::MAX);
+    Duration::from_millis(attempt.saturating_mul(50)).min(LONGEST_RECONNECT_DELAY)
+}
+
 /// Rejects a subject for which the server would close the connection. Some subjects contain text that
 /// publishers wrote.
 fn usable(subject: &str) -> Result<(), NatsError> {
@@ -414,4 +418,15 @@ pub(super) fn read_answer<T: DeserializeOwned>(subject: &str, payload: &[u8]) ->
         return Err(NatsError::Api { subject: subject.to_owned(), source });
     }
     serde_json::from_value(value).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_between_attempts_to_reconnect_stop_growing() {
+        assert_eq!([1, 2, 9, 10].map(reconnect_delay), [50, 100, 450, 500].map(Duration::from_millis));
+        assert_eq!([11, 1_000, usize::MAX].map(reconnect_delay), [LONGEST_RECONNECT_DELAY; 3]);
+    }
 }

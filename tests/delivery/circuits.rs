@@ -1,9 +1,13 @@
 //! Circuit breakers: the lane of an endpoint that keeps failing is paused at the broker. Nothing is lost, no attempt is used
 //! up, and one envelope at a time is sent as a probe.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::support::{
     Account, ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids,
@@ -198,6 +202,10 @@ async fn two_replicas_send_one_probe_for_each_pause_and_a_new_url_is_tried_at_on
         hub.ready().await;
     }
     let client = TestClient::connect(&broker.url()).await;
+    let nats = client.context.client();
+    let advisories = format!("$JS.EVENT.ADVISORY.CONSUMER.PAUSE.{OUTBOX}.{LANE}");
+    let mut advisories = nats.subscribe(advisories).await.expect("subscribed");
+    nats.flush().await.expect("flushed");
     receiver.set("/broken", Behaviour::status(502));
     subscribe(&client, &receiver).await;
     let events = ids("event", 200);
@@ -212,17 +220,30 @@ async fn two_replicas_send_one_probe_for_each_pause_and_a_new_url_is_tried_at_on
     .await;
     all_in_lane(&client, 200).await;
     let probes = || -> usize { hubs.iter().map(|hub| count(hub, OPEN_AGAIN)).sum() };
-    let (tried, probed) = (receiver.count("/broken"), probes());
+    let probed = probes();
     eventually(STEP, "more probes have failed", async || {
         let probes = probes();
         if probes >= probed + 4 { Ok(()) } else { Err(probes) }
     })
     .await;
-    let received = receiver.received("/broken");
-    for pair in received[tried..].windows(2) {
-        let gap = pair[1].arrived.duration_since(pair[0].arrived);
-        assert!(gap >= PAUSE.mul_f64(0.85), "two probes within {gap:?}");
+    // The end of each pause, as the server knows it. The next one begins with the failure of its probe.
+    let mut ends = BTreeSet::new();
+    while let Some(Some(advisory)) = advisories.next().now_or_never() {
+        let advisory: Value = serde_json::from_slice(&advisory.payload).expect("JSON");
+        if advisory["paused"] == true {
+            let end = advisory["pause_until"].as_str().expect("a time");
+            ends.insert(SystemTime::from(OffsetDateTime::parse(end, &Rfc3339).expect("RFC 3339")));
+        }
     }
+    let ends: Vec<SystemTime> = ends.into_iter().collect();
+    let arrived: Vec<SystemTime> =
+        receiver.received("/broken").iter().map(|request| request.arrived_at).collect();
+    let after_each: Vec<usize> = ends
+        .windows(2)
+        .map(|pair| arrived.iter().filter(|at| (pair[0]..pair[1]).contains(*at)).count())
+        .collect();
+    assert!(after_each.iter().all(|probes| *probes <= 1), "one probe after each pause: {after_each:?}");
+    assert!(after_each.iter().sum::<usize>() >= 4, "the probes are found: {after_each:?}, {ends:?}");
     assert!(client.dead_letters("policy-client").await.is_empty());
 
     client.subscribe([patient("broken", &["policy.>"], &receiver.url("/moved"))]).await;

@@ -5,6 +5,7 @@ mod crates;
 mod facts;
 mod names;
 mod source;
+mod wall_clock;
 
 use std::collections::BTreeSet;
 use std::fs;

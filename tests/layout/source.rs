@@ -87,3 +87,55 @@ fn without_comment(line: &str) -> &str {
     }
     line
 }
+
+/// The path and the whole text of each Rust source in a folder, with the tests at the end of a file.
+pub(crate) fn below_with_tests(folder: &str) -> Vec<(String, String)> {
+    let src = root().join(folder);
+    let read = |source: &Source| fs::read_to_string(src.join(&source.path)).expect("source is UTF-8");
+    let texts = below(folder).into_iter().map(|source| (source.path.clone(), read(&source)));
+    texts.collect()
+}
+
+/// The code without comments, and with empty texts and characters.
+pub(crate) fn without_literals(code: &str) -> String {
+    let (mut kept, mut rest) = (String::with_capacity(code.len()), code);
+    while let Some(character) = rest.chars().next() {
+        let in_word = kept.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let raw = rest.strip_prefix('r').filter(|_| !in_word || kept.ends_with('b')).and_then(|raw| {
+            let text = raw.trim_start_matches('#');
+            Some((text.strip_prefix('"')?, format!("\"{}", "#".repeat(raw.len() - text.len()))))
+        });
+        let quoted = |text: &str, quote: char| {
+            let mut escaped = false;
+            let end = text.find(|c| {
+                let is_end = c == quote && !escaped;
+                escaped = c == '\\' && !escaped;
+                is_end
+            });
+            end.map_or(text.len(), |at| at + 1)
+        };
+        rest = if rest.starts_with("//") {
+            &rest[rest.find('\n').unwrap_or(rest.len())..]
+        } else if rest.starts_with("/*") {
+            rest.split_once("*/").map_or("", |(_, after)| after)
+        } else if let Some((text, end)) = raw {
+            kept.push_str("\"\"");
+            text.split_once(&end).map_or("", |(_, after)| after)
+        } else if let Some(text) = rest.strip_prefix('"') {
+            kept.push_str("\"\"");
+            &text[quoted(text, '"')..]
+        } else if let Some(text) = rest.strip_prefix('\'').filter(|text| is_character(text)) {
+            kept.push_str("' '");
+            &text[quoted(text, '\'')..]
+        } else {
+            kept.push(character);
+            &rest[character.len_utf8()..]
+        };
+    }
+    kept
+}
+
+/// True if a character follows a quotation mark, not a lifetime.
+fn is_character(text: &str) -> bool {
+    text.starts_with('\\') || text.chars().nth(1) == Some('\'')
+}

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use crate::support::TestPostgres;
 use crate::support::outbox::{TestDatabase, claim, event, ids};
 
+/// SQLite rounds times to milliseconds.
+const PRECISION: std::time::Duration = std::time::Duration::from_millis(1);
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 async fn databases(brokers: &[&str]) -> Vec<TestDatabase> {
@@ -93,14 +95,18 @@ async fn what_is_not_given_has_a_default() {
     for database in databases(&["partner"]).await {
         let bare =
             json!({"type": "user.created", "stream": "user-u1", "data": "text", "id": "e-2", "time": null});
+        let before = time::OffsetDateTime::now_utc();
         database.raise(&bare).await.unwrap();
+        let after = time::OffsetDateTime::now_utc();
         let mut full = database.envelope("internal", "e-2").await.unwrap();
         let time = full["metadata"]["headers"]["time"].take();
         let time = time::OffsetDateTime::parse(
             time.as_str().unwrap(),
             &time::format_description::well_known::Rfc3339,
         );
-        assert!((time::OffsetDateTime::now_utc() - time.unwrap()).whole_seconds().abs() < 60);
+        let time = time.expect("RFC 3339");
+        let is_now = before - PRECISION <= time && time <= after + PRECISION;
+        assert!(is_now, "{time} is not from {before} to {after}");
         full["metadata"]["envelope"]["checksum"].take();
         assert_eq!(
             full,

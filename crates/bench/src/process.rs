@@ -46,9 +46,11 @@ mod tests {
         let pid = std::process::id();
         assert!(resident_bytes(pid).unwrap() > 100_000);
         let before = processor_time(pid).unwrap();
-        let busy = std::time::Instant::now();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while processor_time(pid).unwrap() == before {
-            assert!(busy.elapsed() < Duration::from_secs(20), "no tick of processor time was counted");
+            if std::time::Instant::now() >= deadline {
+                panic!("no tick of processor time was counted");
+            }
         }
     }
 

@@ -8,6 +8,21 @@ use tokio::time::Instant;
 /// Interval of polling.
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
+/// Counts the ends of this period while the work runs: a clock to compare counts with, on a machine of any speed.
+pub async fn ticks_during<T>(period: Duration, work: impl Future<Output = T>) -> (T, usize) {
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    let mut work = std::pin::pin!(work);
+    let mut counted = 0;
+    loop {
+        tokio::select! {
+            // All ticks before the end of the work count.
+            biased;
+            _ = ticks.tick() => counted += 1,
+            done = &mut work => return (done, counted),
+        }
+    }
+}
+
 /// Polls a state until it is as expected: `look` returns `Ok` with the result, or `Err` with the current state. For
 /// states that cannot be awaited, such as the counts of a stream.
 ///
@@ -27,7 +42,9 @@ pub async fn eventually<T, E: Debug>(
             Ok(Err(seen)) => last = Some(seen),
             Err(_) => panic!("not within {limit:?}: {what}; last seen: {last:?}, then no answer"),
         }
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}; last seen: {last:?}");
+        if Instant::now() >= deadline {
+            panic!("not within {limit:?}: {what}; last seen: {last:?}");
+        }
         tokio::time::sleep(POLL).await;
     }
 }

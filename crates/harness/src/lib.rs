@@ -47,7 +47,7 @@ pub use ca::{Ca, IdentityFiles};
 pub use child::{ChildProcess, example};
 pub use client::{Account, TestClient, ids, patient, register_owner, subscription};
 use eventually::POLL;
-pub use eventually::eventually;
+pub use eventually::{eventually, ticks_during};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use hub_testkit::proxy::{Direction, FaultProxy, Trigger};
 pub use hub_testkit::receiver::{Behaviour, Received, Receiver};

@@ -197,10 +197,18 @@ mod tests {
     #[tokio::test]
     async fn a_limited_one_takes_its_requests_one_after_the_other() {
         let endpoints = Endpoints::start(1, Face::Limited(20.0)).await.unwrap();
-        let started = Instant::now();
         let answers = futures_util::future::join_all((0..4).map(|_| ask(&endpoints))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap().starts_with("HTTP/1.1 200 ")));
-        assert!(started.elapsed() >= Duration::from_millis(200));
         assert_eq!(endpoints.accepted(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_to_a_limited_one_ends_a_share_of_a_second_after_the_one_before() {
+        let (shared, start) = (SharedEndpoint::default(), Instant::now());
+        let ends = |count: usize| -> Vec<_> { (0..count).map(|_| shared.next_free(20.0) - start).collect() };
+        assert_eq!(ends(4), [50, 100, 150, 200].map(Duration::from_millis));
+        // What it was idle is not made up for.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(ends(2), [1_050, 1_100].map(Duration::from_millis));
     }
 }
