@@ -71,7 +71,7 @@ async fn pooled(settings: &str) -> Option<(TestDatabase, PgBouncer, String)> {
     let database = TestDatabase::postgres().await?;
     let TestDatabase::Postgres { server, .. } = &database else { return None };
     let pooler = PgBouncer::start(server, settings).await?;
-    let url = server.url().replace(&format!(":{}/", server.port()), &format!(":{}/", pooler.port));
+    let url = server.url_at(pooler.port);
     Some((database, pooler, url))
 }
 
@@ -173,12 +173,11 @@ async fn a_database_that_cannot_be_reached_is_reported_with_its_cause() {
     let Some(postgres) = TestPostgres::start().await else { return };
     let (_listener, mute) = silent().await;
     let good = postgres.url();
-    let port = |other: u16| good.replace(&format!(":{}/", postgres.port()), &format!(":{other}/"));
     let nobody = free_port();
     let database = good.rsplit('/').next().expect("a database").to_owned();
     for (url, cause, remedy) in [
-        (port(nobody), "onnection refused", "start the database"),
-        (port(mute), "no answer within 2.5s", "outbox.database_url"),
+        (postgres.url_at(nobody), "onnection refused", "start the database"),
+        (postgres.url_at(mute), "no answer within 2.5s", "outbox.database_url"),
         (good.replace("127.0.0.1", "no-such-host.invalid"), "", "outbox.database_url"),
         (
             good.replace(PASSWORD, "wrong-secret"),

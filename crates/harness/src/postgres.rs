@@ -47,8 +47,12 @@ impl SharedPostgres {
     }
 
     fn url(&self, database: &str) -> String {
-        format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+        url_at(self.port, database)
     }
+}
+
+fn url_at(port: u16, database: &str) -> String {
+    format!("postgres://hub:{PASSWORD}@127.0.0.1:{port}/{database}")
 }
 
 impl TestPostgres {
@@ -88,6 +92,11 @@ impl TestPostgres {
     /// The URL, with the password.
     pub fn url(&self) -> String {
         self.server.url(&self.database)
+    }
+
+    /// The same at another port, such as that of a proxy or a pooler.
+    pub fn url_at(&self, port: u16) -> String {
+        url_at(port, &self.database)
     }
 
     pub fn port(&self) -> u16 {

@@ -30,7 +30,7 @@ pub async fn own_postgres() -> Option<TestDatabase> {
 /// The address of the server of a database, for a proxy, and the URL through that proxy.
 pub fn through(database: &TestDatabase, port: u16) -> String {
     let TestDatabase::Postgres { server, .. } = database else { panic!("SQLite has no server") };
-    server.url().replace(&format!(":{}/", server.port()), &format!(":{port}/"))
+    server.url_at(port)
 }
 
 /// A published event.

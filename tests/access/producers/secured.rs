@@ -33,21 +33,20 @@ impl Secured {
         let folder = tempfile::tempdir().expect("temporary folder");
         let read = |name: &str| std::fs::read_to_string(nats.join(name)).expect("the file is there");
         let (port, monitoring) = (free_port(), free_port());
-        // The line of the file that is a comment until an operator enables it.
-        let with_accounts = "include \"server.conf\"\ninclude \"accounts.conf\"\n".to_owned();
-        let accounts = read("accounts.conf");
-        for (name, text) in [
-            ("server.conf", read("server.conf")),
-            ("accounts.conf", accounts.clone()),
-            ("test.conf", with_accounts),
-        ] {
+        let (server, accounts) = (read("server.conf"), read("accounts.conf"));
+        // A comment in the file until an operator enables it.
+        let enabled = "include \"accounts.conf\"";
+        assert!(server.lines().any(|line| line.strip_prefix("# ") == Some(enabled)), "{server}");
+        let with_accounts = format!("include \"server.conf\"\n{enabled}\n");
+        for (name, text) in
+            [("server.conf", &server), ("accounts.conf", &accounts), ("test.conf", &with_accounts)]
+        {
             std::fs::write(folder.path().join(name), text).expect("written");
         }
         let log = File::create(folder.path().join("server.log")).expect("the log opens");
         let mut command = Command::new(nats_server());
         // Options take precedence over the file, and its store is in the working directory.
-        command.current_dir(folder.path());
-        command.arg("-c").arg(folder.path().join("test.conf"));
+        command.current_dir(folder.path()).arg("-c").arg(folder.path().join("test.conf"));
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-m", &monitoring.to_string()]);
         for variable in passwords(&accounts) {
             command.env(variable, password(variable));
