@@ -13,7 +13,7 @@ use super::generated::{ResolveRequest, Subscription as Resolved};
 use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{self, Unusable};
-use crate::domain::words::span;
+use crate::domain::words::{span, with_sources};
 use crate::facts::ResolverCallFailed;
 
 /// Maximum number of calls for one resolution, including the first.
@@ -196,15 +196,5 @@ fn message(status: &Status) -> String {
 
 /// An error and its sources, at most 500 characters; tonic's own errors only say "transport error".
 fn whole_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text.chars().take(500).collect()
+    with_sources(error).chars().take(500).collect()
 }

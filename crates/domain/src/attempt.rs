@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::outcome::{Failure, Outcome};
+use super::words::with_sources;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -33,19 +34,8 @@ impl Attempt {
     }
 
     /// Adds the error and its sources, in one line.
-    pub fn failed_by(failure: Failure, error: &(dyn Error + 'static)) -> Self {
-        let mut detail = error.to_string();
-        let mut next = error.source();
-        while let Some(source) = next {
-            let text = source.to_string();
-            // Many errors contain the text of their source.
-            if !detail.ends_with(&text) {
-                detail.push_str(": ");
-                detail.push_str(&text);
-            }
-            next = source.source();
-        }
-        Self::failed_because(failure, detail)
+    pub fn failed_by(failure: Failure, error: &dyn Error) -> Self {
+        Self::failed_because(failure, with_sources(error))
     }
 
     /// The problem, for people.

@@ -1,7 +1,24 @@
-//! Numbers and durations as words of a sentence.
+//! Numbers, durations and errors as words of a sentence.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
+
+/// An error and its sources in one line.
+pub fn with_sources(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let text = source.to_string();
+        // Many errors contain the text of their source.
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        next = source.source();
+    }
+    line
+}
 
 /// A number with its noun: `1 replay`, `2 replays`. `noun` is the singular of a noun whose plural adds an `s`.
 pub fn counted(number: usize, noun: &str) -> String {
@@ -50,6 +67,19 @@ mod tests {
     use super::*;
     use crate::duration;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_error_has_each_source_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the file cannot be read")]
+        struct Outer(#[source] Middle);
+        #[derive(Debug, thiserror::Error)]
+        #[error("line 3: {0}")]
+        struct Middle(#[source] std::fmt::Error);
+        let error = Outer(Middle(std::fmt::Error));
+        let innermost = std::fmt::Error.to_string();
+        assert_eq!(with_sources(&error), format!("the file cannot be read: line 3: {innermost}"));
+    }
 
     #[test]
     fn one_is_singular_and_every_other_number_plural() {
